@@ -6,6 +6,7 @@
     ├── AuthenticationFailed    401
     ├── Forbidden               403
     ├── NotFound                404
+    │   └── ModelNotFound       404           names the instances that there are
     ├── Conflict                409           the name is taken, with other parameters
     ├── Overloaded              503           the queue is full, or the wait was too long (Retry-After)
     ├── UpstreamError           the vendor's  the vendor or engine answered with an error
@@ -225,7 +226,7 @@ def error_types() -> list[type[ByzerError]]:
 def from_payload(payload: dict[str, Any], status: int) -> ByzerError:
     """The error that a server's JSON ``{"error": {...}}`` object describes, for the client's side of the wire."""
     code = payload.get("code")
-    by_code = {cls.code: cls for cls in reversed(error_types())}
+    by_code = {cls.code: cls for cls in error_types()}
     cls = by_code.get(code, ByzerError) if isinstance(code, str) else ByzerError
     if status and cls is ByzerError and status < 500:
         cls = InvalidInput if status == 400 else UpstreamError

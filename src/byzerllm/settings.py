@@ -20,9 +20,8 @@ class Settings:
     port: int = DEFAULT_PORT
     api_key: str | None = None
     max_body: int = 64 * 1024 * 1024
-    header_timeout: float = 30.0
-    body_timeout: float = 60.0
     drain_timeout: float = 30.0
+    probe_interval: float = 5.0
 
     @property
     def server_file(self) -> Path:
@@ -56,6 +55,7 @@ class Settings:
             api_key=env.get("BYZERLLM_API_KEY") or None,
             max_body=int(_number(env, "BYZERLLM_MAX_BODY_MB", 64, 1, 4096) * 1024 * 1024),
             drain_timeout=_number(env, "BYZERLLM_DRAIN_TIMEOUT", cls.drain_timeout, 0, 86400),
+            probe_interval=_number(env, "BYZERLLM_PROBE_INTERVAL", cls.probe_interval, 0.1, 3600),
         )
 
 

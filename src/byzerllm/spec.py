@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -22,6 +23,16 @@ MASK = "******"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,127}")
 _TRUE = frozenset(("true", "1", "yes", "on"))
 _FALSE = frozenset(("false", "0", "no", "off"))
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """Seconds: for the connection, until the answer's first byte, of silence inside it, and for the whole."""
+
+    connect: float = 10.0
+    first_byte: float = 600.0
+    idle: float = 300.0
+    total: float = 3600.0
 
 
 class DeploymentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -62,7 +73,7 @@ def check_spec(spec: DeploymentSpec) -> None:
     """
     if not _NAME.fullmatch(spec.name):
         raise InvalidInput(
-            f"--model {spec.name!r} is no plain name: use letters, digits, '_', '-' and '.', starting with a letter or digit.",
+            f"--model {spec.name!r} is no plain name: use letters, digits, '_', '-' and '.', a letter or digit first.",
             param="model",
         )
     family, _, kind = spec.pretrained_model_type.rpartition("/")
@@ -101,9 +112,7 @@ def parse_params(tokens: Iterable[str]) -> dict[str, str]:
         for word in words:
             key, equals, value = word.partition("=")
             if not equals or not key:
-                raise InvalidInput(
-                    f"--infer_params {word!r} is not of the form name=value.", param="infer_params"
-                )
+                raise InvalidInput(f"--infer_params {word!r} is not of the form name=value.", param="infer_params")
             params[key] = value
     return params
 
@@ -238,9 +247,11 @@ def differences(current: DeploymentSpec, requested: DeploymentSpec) -> list[tupl
     for field in DeploymentSpec.__struct_fields__:
         old, new = getattr(current, field), getattr(requested, field)
         if field == "infer_params":
-            for key in sorted(old.keys() | new.keys()):
-                if old.get(key) != new.get(key):
-                    rows.append((key, old.get(key, "(not set)"), new.get(key, "(not set)")))
+            rows.extend(
+                (key, old.get(key, "(not set)"), new.get(key, "(not set)"))
+                for key in sorted(old.keys() | new.keys())
+                if old.get(key) != new.get(key)
+            )
         elif old != new:
             rows.append((field, as_text(old), as_text(new)))
     return rows

@@ -52,7 +52,9 @@ class Runtime(Protocol):
 
     name: str
 
-    async def start(self, worker_id: str, launch: Launch, *, gpus: Sequence[int], port: int, token: str) -> EngineProcess:
+    async def start(
+        self, worker_id: str, launch: Launch, *, gpus: Sequence[int], port: int, token: str
+    ) -> EngineProcess:
         """Start a process and return at once; it is not ready yet.
 
         Raises:
@@ -61,7 +63,7 @@ class Runtime(Protocol):
         ...
 
     async def stop(self, process: EngineProcess, *, grace: float) -> None:
-        """Ask the process and its children to end; kill what is left after ``grace`` seconds. Returns when it is gone."""
+        """Ask the process and its children to end; kill the rest after ``grace`` seconds; return when it is gone."""
         ...
 
     def poll(self, process: EngineProcess) -> Exit | None:

@@ -1,0 +1,116 @@
+"""The seam for a wire format: pure functions between bytes and what routing and accounting need to know.
+
+A format is one file beside this one and one line in ``wire/__init__.py``. Nothing here does I/O or reads a clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from byzerllm.errors import InvalidInput, UpstreamError
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+
+class Task(str, Enum):
+    """What a request asks for; each client surface maps its paths to one."""
+
+    CHAT = "chat"
+    COMPLETION = "completion"
+    EMBEDDING = "embedding"
+
+
+class Usage(NamedTuple):
+    """Tokens as the upstream counted them."""
+
+    prompt: int
+    completion: int
+
+
+class StreamEnd(Enum):
+    """How a stream's last bytes look."""
+
+    COMPLETE = "complete"
+    ERROR = "error"  # the upstream reported an error inside the stream
+    TRUNCATED = "truncated"  # it simply stopped
+
+
+class Request:
+    """A client's request of which only the routing fields are decoded; every other value stays as it was sent."""
+
+    __slots__ = ("fields", "model", "stream", "task")
+
+    def __init__(self, task: Task, fields: dict[str, msgspec.Raw], model: str, stream: bool) -> None:
+        self.task = task
+        self.fields = fields
+        self.model = model
+        self.stream = stream
+
+
+_FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_STRING = msgspec.json.Decoder(str)
+_encode = msgspec.json.encode
+
+
+def decode_request(task: Task, body: bytes, *, default_model: str | None = None) -> Request:
+    """Read ``model`` and ``stream`` from an OpenAI-shaped body and leave the rest raw.
+
+    Raises:
+        InvalidInput: no JSON object, or ``model`` or ``stream`` is of the wrong kind.
+    """
+    try:
+        fields = _FIELDS.decode(body)
+    except msgspec.DecodeError as error:
+        raise InvalidInput(f"The request body is no JSON object: {error}.") from None
+    raw_model = fields.get("model")
+    try:
+        model = _STRING.decode(raw_model) if raw_model is not None else None
+    except msgspec.DecodeError:
+        raise InvalidInput("'model' must be a string.", param="model") from None
+    model = default_model or model
+    if not model:
+        raise InvalidInput("'model' is missing: name the instance to call.", param="model")
+    stream = bytes(fields.get("stream", b"false"))
+    if stream not in (b"true", b"false", b"null"):
+        raise InvalidInput("'stream' must be true or false.", param="stream")
+    return Request(task, fields, model, stream == b"true")
+
+
+def with_model(request: Request, model: str, defaults: Mapping[str, msgspec.Raw]) -> bytes:
+    """The request's body with the upstream's model name; every other value keeps its bytes.
+
+    ``defaults`` are fields that the instance's owner set and that hold where the client did not say otherwise.
+    """
+    fields = {**defaults, **request.fields}
+    fields["model"] = msgspec.Raw(_encode(model))
+    return _encode(fields)
+
+
+class Wire(Protocol):
+    """One format that upstreams speak."""
+
+    name: str
+
+    def path(self, task: Task) -> str | None:
+        """The path under the upstream's base URL, or None where the format has no such task."""
+        ...
+
+    def body(self, request: Request, model: str, defaults: Mapping[str, msgspec.Raw]) -> bytes:
+        """The upstream request's body; ``defaults`` are top-level fields for what the client left open."""
+        ...
+
+    def error(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
+        """What the upstream's error answer says, with its own status, code, message and request id."""
+        ...
+
+    def usage(self, tail: bytes) -> Usage | None:
+        """Tokens, from the last bytes of an answer or stream; None when it does not say."""
+        ...
+
+    def stream_end(self, tail: bytes) -> StreamEnd:
+        """Whether a stream that ended with these bytes is whole."""
+        ...

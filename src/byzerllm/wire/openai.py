@@ -1,0 +1,151 @@
+"""OpenAI's format, for chat, completions and embeddings: the one that clients speak, so its bytes pass through.
+
+Facts: platform.openai.com/docs/api-reference, and the error shapes of the vendors that are compatible with it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from byzerllm.errors import ByzerError, InternalError, UpstreamError
+from byzerllm.wire.base import Request, StreamEnd, Task, Usage, with_model
+
+PATHS = {
+    Task.CHAT: "/chat/completions",
+    Task.COMPLETION: "/completions",
+    Task.EMBEDDING: "/embeddings",
+}
+DONE = b"data: [DONE]\n\n"
+
+_PROMPT = re.compile(rb'"prompt_tokens"\s*:\s*(\d+)')
+_COMPLETION = re.compile(rb'"completion_tokens"\s*:\s*(\d+)')
+_FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
+_ERROR_EVENT = re.compile(rb'(?:^|\n)data: ?\{\s*"error"\s*:')
+_MAX_MESSAGE = 4000
+_MAX_BODY = 64 * 1024
+
+
+class OpenAIWire:
+    """Pass-through: only the model's name changes on the way up, nothing on the way down."""
+
+    name = "openai"
+
+    def path(self, task: Task) -> str | None:
+        return PATHS.get(task)
+
+    def body(self, request: Request, model: str, defaults: Mapping[str, msgspec.Raw]) -> bytes:
+        return with_model(request, model, defaults)
+
+    def error(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
+        return parse_error(status, headers, body)
+
+    def usage(self, tail: bytes) -> Usage | None:
+        prompt = _last(_PROMPT, tail)
+        if prompt is None:
+            return None
+        return Usage(prompt, _last(_COMPLETION, tail) or 0)
+
+    def stream_end(self, tail: bytes) -> StreamEnd:
+        if _ERROR_EVENT.search(tail):
+            return StreamEnd.ERROR
+        if tail.rstrip().endswith(b"[DONE]") or _FINISHED.search(tail):
+            return StreamEnd.COMPLETE
+        return StreamEnd.TRUNCATED
+
+
+def _last(pattern: re.Pattern[bytes], tail: bytes) -> int | None:
+    found = pattern.findall(tail)
+    return int(found[-1]) if found else None
+
+
+def parse_error(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
+    """The vendor's own words from any of the error bodies that OpenAI-compatible servers send.
+
+    ``headers`` has lower-case names. ``retry_after`` is taken from ``retry-after-ms`` or ``retry-after`` (seconds).
+    """
+    fields = _error_fields(body)
+    message = str(fields.get("message") or "").strip() or f"the upstream answered with status {status} and no message"
+    error = UpstreamError(
+        message[:_MAX_MESSAGE],
+        status=status,
+        vendor_code=fields.get("code"),
+        vendor_type=fields.get("type"),
+        param=fields.get("param") if isinstance(fields.get("param"), str) else None,
+        request_id=headers.get("x-request-id") or headers.get("request-id") or fields.get("request_id"),
+        retry_after=retry_after(headers),
+        body=body[:_MAX_BODY],
+    )
+    return error
+
+
+def _error_fields(body: bytes) -> dict[str, Any]:
+    try:
+        value = msgspec.json.decode(body)
+    except msgspec.DecodeError:
+        return {"message": _plain_text(body)}
+    if isinstance(value, list) and len(value) == 1:  # Gemini's compatible endpoint
+        value = value[0]
+    if isinstance(value, str):  # a bare JSON string
+        return {"message": value}
+    if not isinstance(value, dict):
+        return {"message": _plain_text(body)}
+    inner = value.get("error")
+    if isinstance(inner, dict):
+        return {"request_id": value.get("request_id"), **inner}
+    if isinstance(inner, str):
+        return {"message": value.get("error_description") or inner, "code": inner}
+    if "detail" in value:  # FastAPI
+        return {"message": value["detail"] if isinstance(value["detail"], str) else _plain_text(body)}
+    return value if "message" in value else {"message": _plain_text(body)}
+
+
+def _plain_text(body: bytes) -> str:
+    text = body[:_MAX_MESSAGE].decode("utf-8", "replace")
+    if "<html" in text.lower():
+        text = re.sub(r"<(script|style).*?</\1>|<[^>]+>", " ", text, flags=re.DOTALL | re.IGNORECASE)
+    return " ".join(text.split())
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds to wait, from the headers that say so; None when they do not, or say it as a date."""
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        try:
+            seconds = float(headers[name]) * unit
+        except (KeyError, ValueError):
+            continue
+        if 0 <= seconds < 86_400:
+            return seconds
+    return None
+
+
+def error_object(error: ByzerError) -> dict[str, Any]:
+    """OpenAI's error object. A vendor's error keeps the vendor's code, type and request id."""
+    code: Any = error.code
+    kind = error.kind
+    message = error.message if error.hint is None else f"{error.message} {error.hint}"
+    fields: dict[str, Any] = {}
+    if isinstance(error, UpstreamError):
+        code = error.vendor_code if error.vendor_code is not None else error.code
+        kind = error.vendor_type or error.kind
+        if error.request_id:
+            fields["upstream_request_id"] = error.request_id
+    return {"message": message, "type": kind, "param": error.param, "code": code, **fields}
+
+
+def error_body(error: ByzerError) -> bytes:
+    """An error answer's JSON body."""
+    return msgspec.json.encode({"error": error_object(error)})
+
+
+def error_event(error: ByzerError) -> bytes:
+    """An error inside a stream that has begun: one event, after which the stream ends without ``[DONE]``."""
+    return b"data: " + error_body(error) + b"\n\n"
+
+
+def internal_error(request_id: str) -> ByzerError:
+    """What a client is told of a defect: where to look, no traceback."""
+    return InternalError(f"Internal error while answering {request_id}; the server's log has the details.")
