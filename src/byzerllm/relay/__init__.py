@@ -1,0 +1,1 @@
+"""Upstream connections: pool, TLS, proxy and the four timeouts."""

@@ -1,0 +1,99 @@
+"""Where upstream connections go: one frozen value that also is the key of the connection pool."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import ssl
+from dataclasses import dataclass
+from urllib.parse import unquote, urlsplit
+
+import certifi
+
+from byzerllm.errors import InvalidInput
+
+
+@dataclass(frozen=True)
+class Target:
+    """One address as seen from this machine; connections to equal targets are shared.
+
+    ``proxy`` is the URL of an HTTP proxy, credentials included, or "".
+    """
+
+    tls: bool
+    host: str
+    port: int
+    proxy: str = ""
+    local_address: str = ""
+    ca_file: str = ""
+
+    @property
+    def authority(self) -> str:
+        """Host and port as in a ``Host`` header: the port only where it is not the scheme's own."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == (443 if self.tls else 80) else f"{host}:{self.port}"
+
+    @property
+    def connect_address(self) -> tuple[str, int]:
+        """Host and port to open the socket to: the proxy's where there is one."""
+        if not self.proxy:
+            return self.host, self.port
+        parts = urlsplit(self.proxy)
+        return parts.hostname or "", parts.port or 80
+
+    def __str__(self) -> str:
+        via = f" through the proxy {':'.join(map(str, self.connect_address))}" if self.proxy else ""
+        return f"{'https' if self.tls else 'http'}://{self.authority}{via}"
+
+
+def parse_target(url: str, *, proxy: str = "", local_address: str = "", ca_file: str = "") -> tuple[Target, str]:
+    """A base URL as its target and the path under which the API lies (no trailing slash).
+
+    Raises:
+        InvalidInput: the URL or the proxy is not usable.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InvalidInput(f"{url!r} is no http(s) address.")
+    if proxy:
+        _check_proxy(proxy)
+    tls = parts.scheme == "https"
+    host = parts.hostname.encode("idna").decode() if not parts.hostname.isascii() else parts.hostname
+    target = Target(tls, host, parts.port or (443 if tls else 80), proxy, local_address, ca_file)
+    return target, parts.path.rstrip("/")
+
+
+def _check_proxy(proxy: str) -> None:
+    parts = urlsplit(proxy)
+    if parts.scheme != "http" or not parts.hostname:
+        raise InvalidInput(
+            f"The proxy {parts.scheme}://{parts.hostname or ''} cannot be used: only http://host:port is known.",
+            param="saas.proxies",
+        )
+
+
+def proxy_authorization(proxy: str) -> bytes:
+    """The ``Proxy-Authorization`` header line of a proxy URL with credentials, or nothing."""
+    parts = urlsplit(proxy)
+    if not parts.username:
+        return b""
+    pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
+    return b"Proxy-Authorization: Basic " + base64.b64encode(pair) + b"\r\n"
+
+
+@functools.lru_cache(maxsize=32)
+def tls_context(ca_file: str) -> ssl.SSLContext:
+    """The system's authorities, certifi's and those of ``ca_file``. Reads files: call it from a thread.
+
+    Raises:
+        InvalidInput: ``ca_file`` cannot be read or holds no certificate.
+    """
+    context = ssl.create_default_context()
+    context.load_verify_locations(certifi.where())
+    if ca_file:
+        try:
+            context.load_verify_locations(ca_file)
+        except OSError as error:  # ssl.SSLError is one
+            raise InvalidInput(f"saas.ca_file={ca_file}: {error.strerror or error}.", param="saas.ca_file") from None
+    context.set_alpn_protocols(["http/1.1"])
+    return context
