@@ -1,0 +1,1 @@
+"""Slots, queue, balancing rules, failover and breaker; which worker answers a request."""
