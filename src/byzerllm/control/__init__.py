@@ -1,0 +1,1 @@
+"""Desired state, actual state and the loop that closes the gap."""

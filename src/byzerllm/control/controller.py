@@ -1,0 +1,341 @@
+"""Deploy, change, remove and restore instances: desired state in, actual state out.
+
+Guarantees: what ``deploy`` was told is on the disk before it acts; a deployment that fails, or whose caller goes away
+while it waits, leaves nothing behind; a change that fails leaves the instance as it was; every call may be repeated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from byzerllm.control.deployment import Deployment, Notify, plural
+from byzerllm.control.ledger import Ledger
+from byzerllm.control.prepare import check, check_outside, engine_plan, masked_params
+from byzerllm.control.private import PrivateDeployment, Surroundings
+from byzerllm.control.saas import SaasDeployment
+from byzerllm.control.secrets import Secrets
+from byzerllm.control.state import State
+from byzerllm.control.store import SavedDeployment, Store
+from byzerllm.errors import ByzerError, Conflict
+from byzerllm.providers.registry import SaasOptions, parse
+from byzerllm.relay.pool import Pool
+from byzerllm.routing.table import Table, no_such_model
+from byzerllm.runtime.base import Runtime
+from byzerllm.spec import MASK, DeploymentSpec, check_spec, differences, looks_secret
+
+_WITHOUT_RESTART = frozenset(("num_workers", "load_balance", "max_queue", "queue_timeout"))
+
+
+class Controller:
+    """The instances of one server. All methods belong to the event loop's thread."""
+
+    def __init__(
+        self,
+        *,
+        table: Table,
+        pool: Pool,
+        store: Store,
+        runtime: Runtime,
+        secrets: Secrets,
+        mock_url: Callable[[], Any],
+        probe_interval: float,
+    ) -> None:
+        self._table = table
+        self._pool = pool
+        self._store = store
+        self._runtime = runtime
+        self._secrets = secrets
+        self._mock_url = mock_url
+        self._ledger = Ledger(runtime.capacity())
+        self._deployments: dict[str, Deployment] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._operations: dict[str, set[asyncio.Task[Any]]] = {}
+        self._removals: set[asyncio.Future[None]] = set()
+        self._around = Surroundings(
+            runtime=runtime,
+            pool=pool,
+            store=store,
+            plan=engine_plan,
+            take_gpus=self._ledger.take,
+            drop_gpus=self._ledger.drop,
+            has_room=lambda spec: self._ledger.has_room(spec.gpus_per_worker),
+            probe_interval=probe_interval,
+        )
+
+    # -- reading -------------------------------------------------------------------------------------------------
+
+    def names(self) -> list[str]:
+        return sorted(self._deployments)
+
+    def get(self, name: str) -> Deployment:
+        """The instance of that name.
+
+        Raises:
+            ModelNotFound: there is none; the message lists the names there are.
+        """
+        try:
+            return self._deployments[name]
+        except KeyError:
+            raise no_such_model(name, self._deployments) from None
+
+    def status(self, name: str) -> dict[str, Any]:
+        """What ``byzerllm list`` shows, secrets masked."""
+        deployment = self.get(name)
+        spec, instance = deployment.spec, deployment.instance
+        state, reason = deployment.state()
+        return {
+            "name": name,
+            "pretrained_model_type": spec.pretrained_model_type,
+            "infer_backend": spec.infer_backend,
+            "model": parse(spec).model if spec.is_saas else spec.model_path,
+            "state": state.value,
+            "reason": reason,
+            "num_workers": spec.num_workers,
+            "ready_workers": sum(1 for w in instance.workers if w.in_rotation),
+            "slots_free": sum(w.free for w in instance.workers),
+            "slots_total": sum(w.capacity for w in instance.workers),
+            "queued": instance.queued,
+            "total_requests": sum(w.requests for w in instance.workers),
+            "load_balance": spec.load_balance,
+            "created_at": deployment.created_at,
+            "spec": {**msgspec.to_builtins(spec), "infer_params": masked_params(spec)},
+        }
+
+    # -- changing ------------------------------------------------------------------------------------------------
+
+    async def deploy(
+        self,
+        spec: DeploymentSpec,
+        *,
+        replace: bool,
+        verify: bool,
+        wait: bool,
+        environment: Mapping[str, str],
+        accepted: Callable[[], None],
+        notify: Notify,
+        warn: Notify,
+    ) -> str:
+        """Bring the instance to what ``spec`` says; returns ready, unchanged or accepted.
+
+        ``accepted`` is called once nothing can be refused any more. Cancelling it undoes what it started.
+
+        Raises:
+            ByzerError: refused (before ``accepted``, nothing changed) or failed (nothing left behind).
+        """
+        check(spec)
+        async with self._operation(spec.name, notify):
+            current = self._deployments.get(spec.name)
+            rows = differences(current.spec, spec) if current else []
+            if current is not None and not rows:
+                return await self._again(current, environment, accepted, notify)
+            if current is not None and not replace:
+                raise _conflict(current.spec, rows)
+            others = [d.spec for d in self._deployments.values() if d is not current]
+            self._ledger.admit(spec, others)
+            environ = {**self._secrets.environ(spec.name), **environment}
+            base_url = await self._base_url(parse(spec)) if spec.is_saas else ""
+            for warning in await check_outside(spec, self._pool, base_url, environ, verify=verify):
+                warn(warning)
+            self._secrets.put(spec.name, environment)
+            accepted()
+            if current is not None:
+                await self._change(current, spec, notify)
+                return "ready"
+            return await self._create(spec, wait, notify)
+
+    async def scale(self, name: str, num_workers: int, accepted: Callable[[], None], notify: Notify) -> str:
+        """Another number of workers; running ones are not disturbed, surplus ones finish their requests first."""
+        async with self._operation(name, notify):
+            current = self.get(name)
+            spec = msgspec.structs.replace(current.spec, num_workers=num_workers)
+            check_spec(spec)
+            if spec == current.spec:
+                return "unchanged"
+            self._ledger.admit(spec, [d.spec for d in self._deployments.values() if d is not current])
+            accepted()
+            await self._change(current, spec, notify)
+            return "ready"
+
+    async def undeploy(self, name: str, *, force: bool, notify: Notify) -> None:
+        """Refuse new requests, let the others end (not with ``force``), free everything and forget the instance.
+
+        It ends any other operation on the instance first. Once begun it goes on, even when its caller goes away.
+        """
+        self.get(name)
+        for task in list(self._operations.get(name, ())):
+            task.cancel()
+        removal = asyncio.ensure_future(self._undeploy(name, force, notify))
+        self._removals.add(removal)
+        removal.add_done_callback(self._removals.discard)
+        await asyncio.shield(removal)
+
+    async def restore(self) -> None:
+        """At the server's start: bring the desired state back, re-adopting the engines that still run."""
+        engines = await self._store.load_engines()
+        for saved in await self._store.load():
+            deployment = self._build(saved.spec, saved.generation, saved.created_at)
+            self._register(deployment)
+            if isinstance(deployment, PrivateDeployment):
+                for engine in [e for e in engines if e.deployment == saved.spec.name]:
+                    if deployment.adopt(engine):
+                        engines.remove(engine)
+                deployment.run()
+            else:
+                with contextlib.suppress(ByzerError):  # it stays, and its state says why it has no workers
+                    await deployment.start(lambda message: None)
+        for orphan in engines:
+            await self._runtime.stop(orphan.process, grace=0)
+            await self._store.delete_engine(orphan.process.worker_id)
+
+    async def settled(self, notify: Callable[[str, str], None]) -> AsyncIterator[tuple[str, str | None]]:
+        """Each instance once it is ready, or with the reason once it failed; tries the failed ones again first."""
+        waiting = self.names()
+        for name in waiting:
+            deployment = self._deployments[name]
+            if isinstance(deployment, SaasDeployment) and deployment.state()[0] is State.FAILED:
+                with contextlib.suppress(ByzerError):
+                    await deployment.start(lambda message: None)
+        while waiting:
+            for name in list(waiting):
+                known = self._deployments.get(name)
+                state, reason = known.state() if known else (State.FAILED, "it was removed")
+                if state is State.READY:
+                    yield name, None
+                elif reason:
+                    yield name, reason
+                else:
+                    continue
+                waiting.remove(name)
+            for name in waiting:
+                notify(name, "starting")
+            await asyncio.sleep(0.05 if waiting else 0)
+
+    async def close(self) -> None:
+        """At the server's orderly stop: end all engines; the desired state stays on the disk."""
+        for tasks in self._operations.values():
+            for task in list(tasks):
+                task.cancel()
+        await asyncio.gather(*(d.stop() for d in self._deployments.values()))
+
+    # -- helpers -------------------------------------------------------------------------------------------------
+
+    async def _again(
+        self, current: Deployment, environment: Mapping[str, str], accepted: Callable[[], None], notify: Notify
+    ) -> str:
+        """The same spec once more: nothing to do, or another try where it does not run."""
+        self._secrets.put(current.spec.name, environment)
+        if current.state()[0] is State.READY:
+            return "unchanged"
+        accepted()
+        await current.start(notify)
+        return "ready"
+
+    async def _create(self, spec: DeploymentSpec, wait: bool, notify: Notify) -> str:
+        deployment = self._build(spec, 1, time.time())
+        try:
+            await self._save(deployment)
+            self._register(deployment)
+            if not wait and isinstance(deployment, PrivateDeployment):
+                deployment.run()
+                return "accepted"
+            notify(f"starting {plural(spec.num_workers, 'worker')}")
+            await deployment.start(notify)
+        except BaseException:
+            await asyncio.shield(asyncio.ensure_future(self._discard(deployment)))
+            raise
+        return "ready"
+
+    async def _change(self, current: Deployment, spec: DeploymentSpec, notify: Notify) -> None:
+        changed = {name for name, _, _ in differences(current.spec, spec)}
+        generation = current.generation + (0 if changed <= _WITHOUT_RESTART else 1)
+        if spec.is_saas == current.spec.is_saas:
+            await current.change(spec, generation, notify)
+            await self._save(current)
+            return
+        successor = self._build(spec, generation, time.time())
+        try:
+            await successor.start(notify)
+        except BaseException:
+            await asyncio.shield(asyncio.ensure_future(successor.stop()))
+            raise
+        self._register(successor)
+        await self._save(successor)
+        await current.drain(notify)
+        await current.stop()
+
+    async def _undeploy(self, name: str, force: bool, notify: Notify) -> None:
+        async with self._operation(name, notify):
+            deployment = self._deployments.get(name)
+            if deployment is None:  # the operation that was ended has undone it
+                return
+            self._table.remove(name)
+            if not force:
+                await deployment.drain(notify)
+            await self._discard(deployment)
+
+    async def _discard(self, deployment: Deployment) -> None:
+        name = deployment.spec.name
+        self._table.remove(name)
+        await self._store.delete(name)
+        await deployment.stop()
+        self._deployments.pop(name, None)
+        self._secrets.forget(name)
+
+    def _register(self, deployment: Deployment) -> None:
+        self._deployments[deployment.spec.name] = deployment
+        self._table.put(deployment.instance)
+
+    async def _save(self, deployment: Deployment) -> None:
+        await self._store.save(SavedDeployment(deployment.spec, deployment.generation, deployment.created_at))
+
+    def _build(self, spec: DeploymentSpec, generation: int, created_at: float) -> Deployment:
+        if spec.is_saas:
+            return SaasDeployment(
+                spec,
+                generation,
+                created_at,
+                base_url=self._base_url,
+                environ=lambda: self._secrets.environ(spec.name),
+            )
+        return PrivateDeployment(spec, generation, created_at, self._around)
+
+    async def _base_url(self, options: SaasOptions) -> str:
+        if options.base_url == "builtin:mock":
+            return str(await self._mock_url())
+        return options.base_url
+
+    @contextlib.asynccontextmanager
+    async def _operation(self, name: str, notify: Notify) -> AsyncIterator[None]:
+        """One operation at a time on an instance; it can be ended by ``undeploy``."""
+        lock = self._locks.setdefault(name, asyncio.Lock())
+        if lock.locked():
+            notify(f"waiting for another command that works on {name}")
+        async with lock:
+            task = asyncio.current_task()
+            assert task is not None
+            self._operations.setdefault(name, set()).add(task)
+            try:
+                yield
+            finally:
+                self._operations[name].discard(task)
+        if name not in self._deployments and not lock.locked():
+            self._locks.pop(name, None)
+            self._operations.pop(name, None)
+
+
+def _conflict(current: DeploymentSpec, rows: list[tuple[str, str, str]]) -> Conflict:
+    def shown(name: str, value: str) -> str:
+        return MASK if looks_secret(name) and value != "(not set)" else value
+
+    changes = [{"name": n, "current": shown(n, a), "requested": shown(n, b)} for n, a, b in rows]
+    return Conflict(
+        f"{current.name} is already deployed with other parameters: {', '.join(n for n, _, _ in rows)}.",
+        hint="Use --replace to change it without refusing a request, or another --model.",
+        details={"differences": changes},
+    )

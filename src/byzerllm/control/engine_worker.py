@@ -1,0 +1,155 @@
+"""One engine worker: a process and the steps of its life, each one at the edge and none of them a decision."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from byzerllm.control.state import Phase, WorkerView
+from byzerllm.control.upstreams import engine_upstream, request_head
+from byzerllm.engines.base import Engine, EngineOptions, Launch
+from byzerllm.errors import DeploymentFailed, UpstreamError
+from byzerllm.relay.pool import Pool
+from byzerllm.relay.target import parse_target
+from byzerllm.routing.worker import Upstream, Worker
+from byzerllm.runtime.base import EngineProcess, Exit, Runtime
+from byzerllm.spec import Timeouts
+from byzerllm.wire.openai import parse_error
+
+_READY_FIRST, _READY_LONGEST = 0.02, 0.5  # seconds between two tries of the readiness request
+_ANSWER_LIMIT = 64 * 1024
+
+
+@dataclass(frozen=True)
+class EnginePlan:
+    """What the workers of one generation have in common."""
+
+    engine: Engine
+    options: EngineOptions
+    timeouts: Timeouts
+    model: str
+
+
+class EngineWorker:
+    """Actual state of one worker. ``slot`` is its routing record once it was ready for the first time."""
+
+    def __init__(self, worker_id: str, index: int, generation: int, plan: EnginePlan) -> None:
+        self.id = worker_id
+        self.index = index
+        self.generation = generation
+        self.plan = plan
+        self.phase = Phase.STARTING
+        self.process: EngineProcess | None = None
+        self.slot: Worker | None = None
+        self.failures = 0  # ends in a row
+        self.restarts = 0
+        self.retry_at = 0.0
+        self.ready_at = 0.0
+        self.error = ""
+        self.missed_probes = 0
+        self.seen_progress = -1
+        self.probe_at = 0.0
+
+    def view(self) -> WorkerView:
+        return WorkerView(self.id, self.index, self.generation, self.phase, self.retry_at, self.error)
+
+    def upstream(self) -> Upstream:
+        assert self.process is not None
+        return engine_upstream(self.process, self.plan.model, self.plan.timeouts)
+
+
+async def launch(worker: EngineWorker, runtime: Runtime, gpus: Sequence[int]) -> Launch:
+    """Start the worker's process; ``worker.process`` is set when this returns."""
+    port = runtime.free_port()
+    token = secrets.token_urlsafe(24)
+    start = worker.plan.engine.command(worker.plan.options, port, token)
+    worker.process = await runtime.start(worker.id, start, gpus=gpus, port=port, token=token)
+    return start
+
+
+async def wait_ready(worker: EngineWorker, start: Launch, runtime: Runtime, pool: Pool) -> None:
+    """Return once the worker's process answered one real request.
+
+    Raises:
+        DeploymentFailed: the process ended, refused the request, or took too long; with its last log lines.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + start.ready_timeout
+    pause = _READY_FIRST
+    while True:
+        ended = ended_error(worker, runtime)
+        if ended is not None:
+            raise ended
+        if await _answers(worker, start, pool):
+            return
+        if loop.time() >= deadline:
+            raise DeploymentFailed(f"worker {worker.index} was not ready within {start.ready_timeout:g} s.")
+        await asyncio.sleep(pause)
+        pause = min(pause * 1.5, _READY_LONGEST)
+
+
+async def _answers(worker: EngineWorker, start: Launch, pool: Pool) -> bool:
+    """One try of the readiness request; false while the engine does not listen or still loads."""
+    process = worker.process
+    assert process is not None
+    target, _ = parse_target(process.base_url)
+    lines = f"Host: {target.authority}\r\nAuthorization: Bearer {process.token}\r\nContent-Type: application/json\r\n"
+    head = request_head("POST", target, start.ready_path, lines.encode())
+    data = b"%bContent-Length: %d\r\n\r\n%b" % (head, len(start.ready_body), start.ready_body)
+    limit = start.ready_timeout
+    try:
+        connection = await pool.exchange(target, data, Timeouts(connect=5, first_byte=limit, idle=limit, total=limit))
+        try:
+            body = await connection.read_all(_ANSWER_LIMIT)
+            status = connection.status
+        finally:
+            pool.give_back(connection)
+    except UpstreamError:
+        return False
+    if status == 200:
+        return True
+    if status == 503:  # it listens and loads
+        return False
+    refused = parse_error(status, {}, body)
+    raise DeploymentFailed(f"worker {worker.index} refused its first request with {status}: {refused.message}")
+
+
+def ended_error(worker: EngineWorker, runtime: Runtime) -> DeploymentFailed | None:
+    """Why the worker's process is gone, or None while it runs."""
+    assert worker.process is not None
+    ended = runtime.poll(worker.process)
+    if ended is None:
+        return None
+    return DeploymentFailed(f"worker {worker.index} ended {_how(ended)}.{_tail(ended)}", details={"log": ended.tail})
+
+
+def _how(ended: Exit) -> str:
+    if ended.code is None:
+        return "without leaving an exit code"
+    if ended.code < 0:
+        return f"by signal {-ended.code}"
+    return f"with exit code {ended.code}"
+
+
+def _tail(ended: Exit) -> str:
+    return f" Its last log lines:\n{ended.tail.rstrip()}" if ended.tail.strip() else " Its log is empty."
+
+
+async def probe(worker: EngineWorker, pool: Pool, timeout: float) -> bool:
+    """Whether the worker's process answers HTTP at all (any status)."""
+    process = worker.process
+    assert process is not None
+    target, _ = parse_target(process.base_url)
+    lines = f"Host: {target.authority}\r\nAuthorization: Bearer {process.token}\r\n\r\n"
+    data = request_head("GET", target, "/health", lines.encode())
+    try:
+        connection = await pool.exchange(target, data, Timeouts(timeout, timeout, timeout, timeout))
+        try:
+            await connection.read_all(_ANSWER_LIMIT)
+        finally:
+            pool.give_back(connection)
+    except UpstreamError:
+        return False
+    return True

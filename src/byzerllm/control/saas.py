@@ -1,0 +1,106 @@
+"""A SaaS instance: its workers are slot records that share one endpoint, so all it does is instant."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from byzerllm.control.deployment import Notify
+from byzerllm.control.drain import wait_until_drained
+from byzerllm.control.state import State
+from byzerllm.control.upstreams import saas_upstream
+from byzerllm.errors import ByzerError, Overloaded
+from byzerllm.providers.registry import SaasOptions, parse
+from byzerllm.routing.instance import Instance
+from byzerllm.routing.worker import Upstream, Worker
+from byzerllm.spec import DeploymentSpec
+
+Resolve = Callable[[SaasOptions], Awaitable[str]]
+"""The base URL of the options' vendor; starts the built-in mock where it is that."""
+
+
+class SaasDeployment:
+    """Implements ``Deployment``. A reference that cannot be resolved leaves it without workers, and says why."""
+
+    def __init__(
+        self,
+        spec: DeploymentSpec,
+        generation: int,
+        created_at: float,
+        *,
+        base_url: Resolve,
+        environ: Callable[[], Mapping[str, str]],
+    ) -> None:
+        self.spec = spec
+        self.generation = generation
+        self.created_at = created_at
+        self._base_url = base_url
+        self._environ = environ
+        self._error: ByzerError | None = None
+        self.instance = Instance(
+            spec.name,
+            parse(spec).task,
+            load_balance=spec.load_balance,
+            max_queue=spec.max_queue,
+            queue_timeout=spec.queue_timeout,
+            loop=asyncio.get_running_loop(),
+        )
+
+    async def start(self, notify: Notify) -> None:
+        try:
+            upstream = await self._upstream(self.spec)
+        except ByzerError as error:
+            self._error = error
+            raise
+        self._error = None
+        self._grow(upstream, 0)
+
+    async def change(self, spec: DeploymentSpec, generation: int, notify: Notify) -> None:
+        only_count = _same_but_workers(self.spec, spec)
+        upstream = self.instance.workers[0].upstream if only_count and self.instance.workers else None
+        old = [] if upstream else list(self.instance.workers)
+        upstream = upstream or await self._upstream(spec)
+        self.spec, self.generation, self._error = spec, generation, None
+        self.instance.task = parse(spec).task
+        self.instance.max_queue, self.instance.queue_timeout = spec.max_queue, spec.queue_timeout
+        if self.instance.load_balance != spec.load_balance:
+            self.instance.rebalance(spec.load_balance)
+        kept = len(self.instance.workers) - len(old)
+        leaving = old or self.instance.workers[spec.num_workers :]
+        self._grow(upstream, kept)
+        for worker in leaving:
+            self.instance.retire(worker, lambda: None)
+
+    async def drain(self, notify: Notify) -> None:
+        self.instance.draining = True
+        await wait_until_drained(self.instance, notify)
+
+    async def stop(self) -> None:
+        self.instance.close(Overloaded(f"{self.spec.name} was removed.", retry_after=1))
+        for worker in list(self.instance.workers):
+            self.instance.retire(worker, lambda: None)
+
+    def state(self) -> tuple[State, str]:
+        if self.instance.draining:
+            return State.DRAINING, ""
+        if self._error is not None:
+            return State.FAILED, str(self._error)
+        return State.READY, ""
+
+    def worker_details(self) -> list[dict[str, Any]]:
+        return []
+
+    async def _upstream(self, spec: DeploymentSpec) -> Upstream:
+        options = parse(spec)
+        return saas_upstream(options, await self._base_url(options), self._environ())
+
+    def _grow(self, upstream: Upstream, first_index: int) -> None:
+        now = asyncio.get_running_loop().time()
+        for index in range(first_index, self.spec.num_workers):
+            self.instance.add(Worker(index, str(index), self.spec.worker_concurrency or 1, upstream, now))
+
+
+def _same_but_workers(old: DeploymentSpec, new: DeploymentSpec) -> bool:
+    fields = ("infer_params", "worker_concurrency", "pretrained_model_type")
+    return all(getattr(old, f) == getattr(new, f) for f in fields)

@@ -1,0 +1,103 @@
+"""What can be checked of a SaaS instance at deploy without costing a token: address, key and model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from byzerllm.control.upstreams import models_request, request_head
+from byzerllm.errors import DeploymentFailed, UpstreamError
+from byzerllm.providers.registry import SaasOptions
+from byzerllm.relay.pool import Pool
+from byzerllm.relay.target import Target
+from byzerllm.spec import Timeouts, nearest
+from byzerllm.wire.openai import parse_error
+
+_LIMIT = 8 * 1024 * 1024
+_TIMEOUTS = Timeouts(connect=10, first_byte=20, idle=20, total=30)
+_SKIP = "--no_verify deploys without this check."
+
+
+async def verify_saas(pool: Pool, options: SaasOptions, base_url: str, environ: Mapping[str, str]) -> list[str]:
+    """Ask the vendor for its models; returns warnings about what could not be checked.
+
+    Raises:
+        DeploymentFailed: the vendor refuses the key, does not know the model or is not at that address, in its words.
+    """
+    if not options.provider.models_path:
+        return [f"{options.provider.title} has no free call: key and model were not checked."]
+    target, path, headers = models_request(options, base_url, environ)
+    where = f"saas.base_url={options.base_url}"
+    listing = path + options.provider.models_path
+    status, answer_headers, body = await _get(pool, target, listing, headers, where)
+    models = model_ids(body) if status == 200 else None
+    if models is None and status not in (401, 403, 429) and not path.endswith("/v1"):
+        status_v1, _, body_v1 = await _get(pool, target, f"{path}/v1{options.provider.models_path}", headers, where)
+        if status_v1 in (401, 403) or (status_v1 == 200 and model_ids(body_v1) is not None):
+            raise DeploymentFailed(
+                f"{where} has no API (GET {listing}: {status}), but there is one under /v1.",
+                hint=f"Use saas.base_url={options.base_url}/v1",
+                param="saas.base_url",
+            )
+    if models is not None:
+        return _check_model(options, models)
+    return _check_status(parse_error(status, answer_headers, body), where, listing)
+
+
+async def _get(pool: Pool, target: Target, path: str, headers: bytes, where: str) -> tuple[int, dict[str, str], bytes]:
+    try:
+        connection = await pool.exchange(target, request_head("GET", target, path, headers) + b"\r\n", _TIMEOUTS)
+        try:
+            body = await connection.read_all(_LIMIT)
+            answer_headers = {n.decode("latin-1"): v.decode("latin-1") for n, v in connection.headers}
+            return connection.status, answer_headers, body
+        finally:
+            pool.give_back(connection)
+    except UpstreamError as error:
+        raise DeploymentFailed(
+            f"{where} cannot be reached: {error.message}", hint=error.hint or _SKIP, param="saas.base_url"
+        ) from None
+
+
+def model_ids(body: bytes) -> list[str] | None:
+    """The ids of an OpenAI-shaped model list; None when it is none."""
+    try:
+        value = msgspec.json.decode(body)
+    except msgspec.DecodeError:
+        return None
+    data = value.get("data") if isinstance(value, dict) else None
+    if not isinstance(data, list):
+        return None
+    return [str(m["id"]) for m in data if isinstance(m, dict) and "id" in m]
+
+
+def _check_model(options: SaasOptions, models: list[str]) -> list[str]:
+    wanted = options.model
+    if not models:
+        return [f"The vendor lists no models: {wanted!r} was not checked."]
+    if any(wanted in (m, m.removeprefix("models/"), m.partition(":")[0]) for m in models):
+        return []
+    close = nearest(wanted, models)
+    shown = ", ".join(sorted(models)[:20]) + (", ..." if len(models) > 20 else "")
+    raise DeploymentFailed(
+        f"The vendor does not list the model {wanted!r}. It lists: {shown}.",
+        hint=f"Did you mean saas.model={close}? {_SKIP}" if close else _SKIP,
+        param="saas.model",
+    )
+
+
+def _check_status(error: UpstreamError, where: str, path: str) -> list[str]:
+    if error.status in (401, 403):
+        raise DeploymentFailed(
+            f"The vendor refused saas.api_key with {error.status}: {error.message}", hint=_SKIP, param="saas.api_key"
+        )
+    if error.status in (404, 405, 429, 501):
+        return [f"GET {path} answered {error.status}: key and model were not checked."]
+    if error.status == 200:
+        raise DeploymentFailed(
+            f"{where}: GET {path} answered with what is no model list. Is it the API's address?",
+            hint=_SKIP,
+            param="saas.base_url",
+        )
+    raise DeploymentFailed(f"{where}: GET {path} answered {error.status}: {error.message}", hint=_SKIP)
