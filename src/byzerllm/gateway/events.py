@@ -1,0 +1,121 @@
+"""Long operations as NDJSON: progress while they run, one final event, and an end when the client goes away."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+from byzerllm.errors import ByzerError, InternalError
+from byzerllm.gateway.http import NDJSON, NO_STORE, TEXT, Header, Receive, Send, send_json
+
+log = logging.getLogger(__name__)
+
+Event = dict[str, Any]
+Emit = Callable[[Event], None]
+
+_KEEP_ALIVE = 10.0  # seconds without an event after which an empty line is sent
+
+
+def error_payload(error: ByzerError) -> dict[str, Any]:
+    """An error of the admin API: unlike OpenAI's object it keeps the hint and the details apart."""
+    return {
+        "message": error.message,
+        "type": error.kind,
+        "code": error.code,
+        "param": error.param,
+        "hint": error.hint,
+        "details": error.details,
+    }
+
+
+async def send_error(send: Send, error: ByzerError) -> None:
+    """An error as a whole answer."""
+    await send_json(send, error.status, {"error": error_payload(error)})
+
+
+async def run_with_events(receive: Receive, send: Send, work: Callable[[Emit], Awaitable[None]]) -> None:
+    """Run ``work`` and send what it emits. Before its first event an error is an HTTP error; after it, an event.
+
+    ``work`` is cancelled when the client goes away, and has ended when this returns.
+    """
+    queue: asyncio.Queue[Event | None] = asyncio.Queue()
+    task = asyncio.ensure_future(work(queue.put_nowait))
+    task.add_done_callback(lambda _: queue.put_nowait(None))
+    gone = asyncio.ensure_future(_disconnect(receive))
+    gone.add_done_callback(lambda _: task.cancel())
+    started = False
+    try:
+        while (event := await _next(queue)) is not None:
+            if not started and event:
+                started = True
+                await _start(send, NDJSON)
+            if started:
+                await _piece(send, msgspec.json.encode(event) + b"\n" if event else b"\n")
+        await _finish(task, send, started)
+    finally:
+        gone.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def _disconnect(receive: Receive) -> None:
+    """Return when the client goes away; what is left of its request does not matter."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _next(queue: asyncio.Queue[Event | None]) -> Event | None:
+    """The next event, an empty one when none came for a while, or None at the end."""
+    try:
+        return await asyncio.wait_for(queue.get(), _KEEP_ALIVE)
+    except asyncio.TimeoutError:
+        return {}
+
+
+async def _finish(task: asyncio.Future[None], send: Send, started: bool) -> None:
+    error = None if task.cancelled() else task.exception()
+    if task.cancelled():
+        error = ByzerError("The operation was ended by another command, or the server stops.")
+    if error is not None and not isinstance(error, ByzerError):
+        log.error("an operation failed", exc_info=error)
+        error = InternalError("Internal error; the server's log has the details.")
+    if error is not None and not started:
+        await send_error(send, error)
+        return
+    if not started:
+        await _start(send, NDJSON)
+    if error is not None:
+        await _piece(send, msgspec.json.encode({"event": "failed", "error": error_payload(error)}) + b"\n")
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def stream_text(receive: Receive, send: Send, pieces: AsyncIterator[bytes]) -> None:
+    """Send pieces of text until they end or the client goes away."""
+
+    async def pump() -> None:
+        await _start(send, TEXT)
+        async for piece in pieces:
+            await _piece(send, piece)
+        await send({"type": "http.response.body", "body": b""})
+
+    task = asyncio.ensure_future(pump())
+    gone = asyncio.ensure_future(_disconnect(receive))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        gone.cancel()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _start(send: Send, kind: Header) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": [kind, NO_STORE]})
+
+
+async def _piece(send: Send, data: bytes) -> None:
+    await send({"type": "http.response.body", "body": data, "more_body": True})
