@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import msgspec
 
+from byzerllm.control.broken import BrokenDeployment
 from byzerllm.control.deployment import Deployment, Notify, plural
 from byzerllm.control.ledger import Ledger
 from byzerllm.control.prepare import check, check_outside, engine_plan, masked_params
@@ -28,6 +30,8 @@ from byzerllm.relay.pool import Pool
 from byzerllm.routing.table import Table, no_such_model
 from byzerllm.runtime.base import Runtime
 from byzerllm.spec import MASK, DeploymentSpec, check_spec, differences, looks_secret
+
+log = logging.getLogger(__name__)
 
 _WITHOUT_RESTART = frozenset(("num_workers", "load_balance", "max_queue", "queue_timeout"))
 
@@ -93,7 +97,7 @@ class Controller:
             "name": name,
             "pretrained_model_type": spec.pretrained_model_type,
             "infer_backend": spec.infer_backend,
-            "model": parse(spec).model if spec.is_saas else spec.model_path,
+            "model": spec.model_path or (instance.workers[0].upstream.model if instance.workers else ""),
             "state": state.value,
             "reason": reason,
             "num_workers": spec.num_workers,
@@ -179,7 +183,7 @@ class Controller:
         """At the server's start: bring the desired state back, re-adopting the engines that still run."""
         engines = await self._store.load_engines()
         for saved in await self._store.load():
-            deployment = self._build(saved.spec, saved.generation, saved.created_at)
+            deployment = self._rebuild(saved)
             self._register(deployment)
             if isinstance(deployment, PrivateDeployment):
                 for engine in [e for e in engines if e.deployment == saved.spec.name]:
@@ -188,7 +192,7 @@ class Controller:
                 deployment.run()
             else:
                 with contextlib.suppress(ByzerError):  # it stays, and its state says why it has no workers
-                    await deployment.start(lambda message: None)
+                    await deployment.start(_silent)
         for orphan in engines:
             await self._runtime.stop(orphan.process, grace=0)
             await self._store.delete_engine(orphan.process.worker_id)
@@ -200,7 +204,7 @@ class Controller:
             deployment = self._deployments[name]
             if isinstance(deployment, SaasDeployment) and deployment.state()[0] is State.FAILED:
                 with contextlib.suppress(ByzerError):
-                    await deployment.start(lambda message: None)
+                    await deployment.start(_silent)
         while waiting:
             for name in list(waiting):
                 known = self._deployments.get(name)
@@ -254,7 +258,7 @@ class Controller:
     async def _change(self, current: Deployment, spec: DeploymentSpec, notify: Notify) -> None:
         changed = {name for name, _, _ in differences(current.spec, spec)}
         generation = current.generation + (0 if changed <= _WITHOUT_RESTART else 1)
-        if spec.is_saas == current.spec.is_saas:
+        if spec.is_saas == current.spec.is_saas and not isinstance(current, BrokenDeployment):
             await current.change(spec, generation, notify)
             await self._save(current)
             return
@@ -294,6 +298,13 @@ class Controller:
     async def _save(self, deployment: Deployment) -> None:
         await self._store.save(SavedDeployment(deployment.spec, deployment.generation, deployment.created_at))
 
+    def _rebuild(self, saved: SavedDeployment) -> Deployment:
+        try:
+            return self._build(saved.spec, saved.generation, saved.created_at)
+        except ByzerError as error:
+            log.error("%s cannot be restored: %s", saved.spec.name, error)
+            return BrokenDeployment(saved.spec, saved.generation, saved.created_at, error)
+
     def _build(self, spec: DeploymentSpec, generation: int, created_at: float) -> Deployment:
         if spec.is_saas:
             return SaasDeployment(
@@ -327,6 +338,10 @@ class Controller:
         if name not in self._deployments and not lock.locked():
             self._locks.pop(name, None)
             self._operations.pop(name, None)
+
+
+def _silent(message: str) -> None:
+    """Progress that nobody follows."""
 
 
 def _conflict(current: DeploymentSpec, rows: list[tuple[str, str, str]]) -> Conflict:

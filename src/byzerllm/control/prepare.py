@@ -71,8 +71,8 @@ async def check_outside(
 def masked_params(spec: DeploymentSpec) -> dict[str, str]:
     """The parameters as they may be shown."""
     names = [k for k in spec.infer_params if looks_secret(k)]
-    if spec.is_saas:
-        names += registry.secret_params(spec.kind)
-    else:
-        names += engine(spec.infer_backend).secret_params
+    try:
+        names += registry.secret_params(spec.kind) if spec.is_saas else engine(spec.infer_backend).secret_params
+    except InvalidInput:  # a type or engine that is gone: hide everything
+        names += spec.infer_params
     return mask(spec.infer_params, names)

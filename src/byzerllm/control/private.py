@@ -18,7 +18,7 @@ from byzerllm.control.engine_worker import EnginePlan, EngineWorker, ended_error
 from byzerllm.control.reconcile import Desired, Drain, reconcile
 from byzerllm.control.state import STEADY_AFTER, Phase, State, instance_state, restart_pause
 from byzerllm.control.store import SavedEngine, Store
-from byzerllm.errors import ByzerError, DeploymentFailed, Overloaded
+from byzerllm.errors import ByzerError, DeploymentFailed
 from byzerllm.relay.pool import Pool
 from byzerllm.routing.instance import Instance
 from byzerllm.routing.worker import Worker
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 _TICK = 0.5  # seconds
 _PROBES_TO_BE_HUNG = 3
+_FAILURES_TO_REFUSE = 3  # starts in a row that failed, with no other worker ready: requests no longer wait for it
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class PrivateDeployment:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self.instance.close(Overloaded(f"{self.spec.name} was removed.", retry_after=1))
+        self.instance.set_unavailable("it was removed")
         await asyncio.gather(*(self._end(worker) for worker in list(self._workers.values())))
 
     async def detach(self) -> None:
@@ -261,6 +262,7 @@ class PrivateDeployment:
         log.info("%s: worker %d was re-adopted (pid %d)", self.spec.name, worker.index, process.pid)
 
     def _into_rotation(self, worker: EngineWorker) -> None:
+        self.instance.set_unavailable(None)
         worker.phase, worker.error, worker.missed_probes = Phase.READY, "", 0
         worker.ready_at = self._loop.time()
         worker.probe_at = worker.ready_at + self._around.probe_interval
@@ -283,6 +285,8 @@ class PrivateDeployment:
         worker.phase, worker.retry_at, worker.error = Phase.WAITING, now + pause, str(error)
         if worker.slot is not None:
             self.instance.set_up(worker.slot, False)
+        if worker.failures >= _FAILURES_TO_REFUSE and self.state()[0] is State.FAILED:
+            self.instance.set_unavailable(str(error))
         log.warning("%s: %s Next start in %.1f s.", self.spec.name, error, pause)
         if self._settling and self._failure is None and worker.generation == self.generation:
             self._failure = error

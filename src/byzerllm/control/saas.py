@@ -10,7 +10,7 @@ from byzerllm.control.deployment import Notify
 from byzerllm.control.drain import wait_until_drained
 from byzerllm.control.state import State
 from byzerllm.control.upstreams import saas_upstream
-from byzerllm.errors import ByzerError, Overloaded
+from byzerllm.errors import ByzerError
 from byzerllm.providers.registry import SaasOptions, parse
 from byzerllm.routing.instance import Instance
 from byzerllm.routing.worker import Upstream, Worker
@@ -52,8 +52,10 @@ class SaasDeployment:
             upstream = await self._upstream(self.spec)
         except ByzerError as error:
             self._error = error
+            self.instance.set_unavailable(str(error))
             raise
         self._error = None
+        self.instance.set_unavailable(None)
         self._grow(upstream, 0)
 
     async def change(self, spec: DeploymentSpec, generation: int, notify: Notify) -> None:
@@ -62,6 +64,7 @@ class SaasDeployment:
         old = [] if upstream else list(self.instance.workers)
         upstream = upstream or await self._upstream(spec)
         self.spec, self.generation, self._error = spec, generation, None
+        self.instance.set_unavailable(None)
         self.instance.task = parse(spec).task
         self.instance.max_queue, self.instance.queue_timeout = spec.max_queue, spec.queue_timeout
         if self.instance.load_balance != spec.load_balance:
@@ -77,7 +80,7 @@ class SaasDeployment:
         await wait_until_drained(self.instance, notify)
 
     async def stop(self) -> None:
-        self.instance.close(Overloaded(f"{self.spec.name} was removed.", retry_after=1))
+        self.instance.set_unavailable("it was removed")
         for worker in list(self.instance.workers):
             self.instance.retire(worker, lambda: None)
 

@@ -6,6 +6,7 @@ Every write is on the disk when its call returns. SQLite blocks, so one thread o
 from __future__ import annotations
 
 import asyncio
+import logging
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,8 @@ from byzerllm.runtime.base import EngineProcess
 from byzerllm.spec import DeploymentSpec
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS deployments (
@@ -91,8 +94,14 @@ class Store:
 
     async def load(self) -> list[SavedDeployment]:
         """Every instance that ought to be there, by name."""
-        rows = await self._query("SELECT spec, generation, created_at FROM deployments ORDER BY name")
-        return [SavedDeployment(msgspec.json.decode(r[0], type=DeploymentSpec), r[1], r[2]) for r in rows]
+        rows = await self._query("SELECT spec, generation, created_at, name FROM deployments ORDER BY name")
+        found: list[SavedDeployment] = []
+        for spec, generation, created_at, name in rows:
+            try:
+                found.append(SavedDeployment(msgspec.json.decode(spec, type=DeploymentSpec), generation, created_at))
+            except msgspec.DecodeError as error:  # written by a newer version; it stays in the file
+                log.error("%s was saved in a form that this version cannot read: %s", name, error)
+        return found
 
     async def save_engine(self, engine: SavedEngine) -> None:
         row = (

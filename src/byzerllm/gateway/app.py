@@ -15,8 +15,8 @@ from byzerllm.gateway.events import send_error
 from byzerllm.gateway.http import JSON, ClientGone, Header, Receive, Scope, Send, header, send_bytes, send_json
 from byzerllm.gateway.inference import Inference
 from byzerllm.gateway.listeners import Listener
-from byzerllm.gateway.requests import Cors
 from byzerllm.gateway.metrics import CONTENT_TYPE, Metrics
+from byzerllm.gateway.requests import Cors
 from byzerllm.routing.instance import Instance
 from byzerllm.routing.table import Table
 from byzerllm.wire.openai import PATHS, error_body

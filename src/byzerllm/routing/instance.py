@@ -72,6 +72,7 @@ class Instance:
         self.workers: list[Worker] = []
         self.stats = Stats()
         self.draining = False
+        self._unavailable: Overloaded | None = None
         self._loop = loop
         self._policy: Policy = POLICIES[load_balance]()
         self._free = Free(self._policy)
@@ -102,8 +103,8 @@ class Instance:
         """A slot, after waiting in the queue if need be. Cancelling the wait leaves the queue.
 
         Raises:
-            Overloaded: the queue is full, the wait took longer than ``queue_timeout``, or the breaker has taken every
-                worker out of rotation.
+            Overloaded: the queue is full, the wait took longer than ``queue_timeout``, the breaker has taken every
+                worker out of rotation, or the instance is unavailable.
         """
         lease = self.lease_nowait(avoid)
         if lease is not None:
@@ -129,7 +130,7 @@ class Instance:
         return float(max(1, min(60, round(self.stats.latency.mean() * (len(self._waiters) + 1) / slots))))
 
     def _refuse_if_hopeless(self) -> None:
-        error = self._breaker_error()
+        error = self._unavailable or self._breaker_error()
         if error is not None:
             raise error
         if len(self._waiters) >= self.max_queue:
@@ -281,9 +282,11 @@ class Instance:
         for worker in self.workers:
             self._offer(worker)
 
-    def close(self, error: Overloaded) -> None:
-        """The instance goes: whoever still waits is told so."""
-        self._fail_waiters(error)
+    def set_unavailable(self, reason: str | None) -> None:
+        """With a reason, nobody waits for a slot that will not come: requests are refused with it. None ends that."""
+        self._unavailable = Overloaded(f"{self.name} cannot answer: {reason}", retry_after=5) if reason else None
+        if self._unavailable is not None:
+            self._fail_waiters(self._unavailable)
 
     def _check_drained(self, worker: Worker) -> None:
         if worker.active == 0 and worker in self._on_drained:
