@@ -1,0 +1,81 @@
+"""Fixtures for every test; ``harness.py`` and ``fakes.py`` beside this file say what they give."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+from blockbuster import BlockBuster, blockbuster_ctx
+from tests.fakes import FakeUpstream
+from tests.harness import Byzer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator
+    from pathlib import Path
+
+pytest_plugins = ["tests.fixtures_models"]
+
+# A test reads no setting of the person who runs it, reaches no proxy, and can bill no account.
+_FOREIGN = ("BYZERLLM_", "OPENAI_", "ANTHROPIC_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [n for n in os.environ if n.upper().startswith(_FOREIGN)]:
+            patch.delenv(name)
+        patch.setenv("BYZERLLM_HOME", str(tmp_path_factory.mktemp("no-home") / "unused"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def make_byzer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Byzer]]:
+    """``make_byzer(NAME="value", ...)``: a fresh home with these variables, stopped after the module."""
+    made: list[Byzer] = []
+
+    def make(**environ: str) -> Byzer:
+        made.append(Byzer(tmp_path_factory.mktemp("home"), **environ))
+        return made[-1]
+
+    yield make
+    for byzer in made:
+        byzer.stop()
+
+
+@pytest.fixture(scope="module")
+def byzer(make_byzer: Callable[..., Byzer]) -> Byzer:
+    """One home for all tests of a module; they share its server."""
+    return make_byzer()
+
+
+@pytest.fixture
+def fresh_byzer(tmp_path: Path) -> Iterator[Byzer]:
+    """A home of this test alone."""
+    byzer = Byzer(tmp_path / "home")
+    yield byzer
+    byzer.stop()
+
+
+@pytest.fixture
+def upstream() -> Iterator[FakeUpstream]:
+    with FakeUpstream() as upstream:
+        yield upstream
+
+
+@pytest.fixture
+def no_blocking() -> Iterator[BlockBuster]:
+    """Makes a blocking call of byzerllm's own code in an event loop an error."""
+    with blockbuster_ctx("byzerllm") as detector:
+        yield detector
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Adds the logs of the servers that a failed test used to its report."""
+    report = yield
+    if report.failed:
+        used = getattr(item, "funcargs", {}).values()
+        for byzer in (value for value in used if isinstance(value, Byzer)):
+            report.sections.append((f"logs in {byzer.home}", byzer.log_tail()))
+    return report
