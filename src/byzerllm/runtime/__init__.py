@@ -1,0 +1,1 @@
+"""Where the server and its engine processes run."""
