@@ -1,0 +1,38 @@
+"""``byzerllm list``: what is deployed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from byzerllm.cli.console import table
+from byzerllm.client.admin import AdminClient
+
+if TYPE_CHECKING:
+    import argparse
+
+    from byzerllm.cli.console import Console
+    from byzerllm.cli.flags import Flag
+    from byzerllm.settings import Settings
+
+FLAGS: tuple[Flag, ...] = ()
+
+
+def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> int:
+    deployments = AdminClient.connect(settings).get("/admin/deployments")["deployments"]
+    if not console.out_is_terminal:
+        console.json(deployments)
+        return 0
+    rows = [
+        (
+            d["name"],
+            d["pretrained_model_type"],
+            d["infer_backend"],
+            d["model"],
+            f"{d['ready_workers']}/{d['num_workers']}",
+            d["state"],
+            (d["reason"] or "").partition("\n")[0],
+        )
+        for d in deployments
+    ]
+    console.data(table(("MODEL", "TYPE", "BACKEND", "UPSTREAM MODEL", "WORKERS", "STATE", "REASON"), rows))
+    return 0
