@@ -19,6 +19,7 @@ class Settings:
     home: Path
     port: int = DEFAULT_PORT
     api_key: str | None = None
+    log_level: str = "INFO"
     max_body: int = 64 * 1024 * 1024
     drain_timeout: float = 30.0
     probe_interval: float = 5.0
@@ -53,10 +54,18 @@ class Settings:
             home=home,
             port=int(_number(env, "BYZERLLM_PORT", cls.port, 0, 65535)),
             api_key=env.get("BYZERLLM_API_KEY") or None,
+            log_level=_choice(env, "BYZERLLM_LOG_LEVEL", cls.log_level, ("DEBUG", "INFO", "WARNING", "ERROR")),
             max_body=int(_number(env, "BYZERLLM_MAX_BODY_MB", 64, 1, 4096) * 1024 * 1024),
             drain_timeout=_number(env, "BYZERLLM_DRAIN_TIMEOUT", cls.drain_timeout, 0, 86400),
             probe_interval=_number(env, "BYZERLLM_PROBE_INTERVAL", cls.probe_interval, 0.1, 3600),
         )
+
+
+def _choice(env: Mapping[str, str], name: str, default: str, known: tuple[str, ...]) -> str:
+    text = (env.get(name) or default).upper()
+    if text not in known:
+        raise InvalidInput(f"{name}={env[name]!r} must be one of {', '.join(known)}.", param=name)
+    return text
 
 
 def _number(env: Mapping[str, str], name: str, default: float, low: float, high: float) -> float:

@@ -73,6 +73,7 @@ class PrivateDeployment:
             queue_timeout=spec.queue_timeout,
             loop=self._loop,
         )
+        self.instance.on_failure = self._wake.set
 
     # -- Deployment ----------------------------------------------------------------------------------------------
 

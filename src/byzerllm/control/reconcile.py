@@ -41,41 +41,40 @@ Action = Start | Drain
 def reconcile(desired: Desired, workers: Sequence[WorkerView], now: float) -> list[Action]:
     """What to do next. Calling it again with the same input gives the same actions; with them done, none.
 
-    Scaling up starts all that is missing at once. Replacing goes one worker at a time, and an old worker that serves
-    ends only when a new one is ready in its place, unless there is no room for both.
+    Scaling up starts all that is missing at once, but no worker whose namesake is still leaving. Replacing goes one
+    worker at a time until the last old one is gone, and an old worker that serves ends only when a new one is ready in
+    its place, unless there is no room for both.
     """
     current = [w for w in workers if w.generation == desired.generation and w.phase in _LIVE]
-    old = [w for w in workers if w.generation != desired.generation and w.phase in _LIVE]
     actions: list[Action] = [
         Start(w.index, w.id)
         for w in current
         if w.phase is Phase.WAITING and w.index < desired.workers and w.retry_at <= now
     ]
     actions += [Drain(w.id) for w in current if w.index >= desired.workers]
-    missing = sorted(set(range(desired.workers)) - {w.index for w in current})
-    if not old:
+    missing = sorted(set(range(desired.workers)) - {w.index for w in workers if w.generation == desired.generation})
+    if all(w.generation == desired.generation for w in workers):
         return actions + [Start(index) for index in missing]
-    leaving = sum(1 for w in workers if w.phase in (Phase.DRAINING, Phase.STOPPING))
-    return actions + _roll(desired, current, old, leaving, missing)
+    return actions + _roll(desired, workers, current, missing)
 
 
 def _roll(
     desired: Desired,
+    workers: Sequence[WorkerView],
     current: Sequence[WorkerView],
-    old: Sequence[WorkerView],
-    leaving: int,
     missing: Sequence[int],
 ) -> list[Action]:
+    old = [w for w in workers if w.generation != desired.generation]
     ready = sum(1 for w in current if w.phase is Phase.READY)
     serving = sorted((w for w in old if w.phase is Phase.READY), key=lambda w: -w.index)
-    drains: list[Action] = [Drain(w.id) for w in old if w.phase is not Phase.READY]
+    drains: list[Action] = [Drain(w.id) for w in old if w.phase in (Phase.STARTING, Phase.WAITING)]
     surplus = len(serving) + ready - desired.workers
-    if surplus > 0 and ready:
+    if surplus > 0:
         drains += [Drain(w.id) for w in serving[:surplus]]
     if len(current) > ready or not missing:  # one at a time
         return drains
-    if len(serving) + ready + leaving < desired.workers + (1 if desired.surge else 0):
+    if len(workers) < desired.workers + (1 if desired.surge else 0):  # those that leave take up room too
         return [*drains, Start(missing[0])]
-    if not desired.surge and not drains and not leaving and serving:
+    if not desired.surge and not drains and len(workers) == len(serving) + ready:
         return [Drain(serving[0].id)]  # its place is needed; the start follows when it is gone
     return drains

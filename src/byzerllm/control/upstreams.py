@@ -47,7 +47,7 @@ def models_request(options: SaasOptions, base_url: str, environ: Mapping[str, st
 
 
 def engine_upstream(process: EngineProcess, model: str, timeouts: Timeouts) -> Upstream:
-    """The private endpoint of an engine process. Retries are for a worker that dies, so one is enough."""
+    """The private endpoint of an engine process. The retries bridge the moment until a dead process is noticed."""
     spoken = wire("openai")
     target, path = parse_target(process.base_url + "/v1")
     headers = {"Authorization": f"Bearer {process.token}"}
@@ -56,7 +56,7 @@ def engine_upstream(process: EngineProcess, model: str, timeouts: Timeouts) -> U
         target=target,
         model=model,
         timeouts=timeouts,
-        max_retries=1,
+        max_retries=3,
         heads=_heads(spoken, target, path, headers, {}),
     )
 

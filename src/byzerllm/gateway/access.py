@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from byzerllm.errors import AuthenticationFailed, Forbidden
 
-_LOOPBACK = frozenset(("localhost", "127.0.0.1", "::1", "[::1]"))
+_LOOPBACK = frozenset(("localhost", "127.0.0.1", "::1"))
 _BEARER = b"bearer "
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from time import monotonic
+import time
 from typing import Any
 
 from byzerllm.errors import ByzerError, InvalidInput, UpstreamBroken, UpstreamError
@@ -64,7 +64,7 @@ class Inference:
         self, task: Task, scope: Scope, receive: Receive, send: Send, *, served_model: str | None, extra: list[Header]
     ) -> None:
         """One request whose key is checked. ``extra`` headers go on its answer (CORS)."""
-        call = Call(self._request_id(scope), send, monotonic())
+        call = Call(self._request_id(scope), send, time.monotonic())
         try:
             body = await read_body(scope, receive, self._max_body)
             call.request = decode_request(task, body, default_model=served_model)
@@ -110,7 +110,7 @@ class Inference:
             raise
         finally:
             call.over = True
-        now = monotonic()
+        now = time.monotonic()
         stats = instance.stats
         stats.outcomes[outcome] += 1
         stats.latency.add(now - call.started)
@@ -126,7 +126,7 @@ class Inference:
             lease = instance.lease_nowait(avoid) or await instance.lease(avoid)
             with lease:
                 worker = lease.worker
-                waited = monotonic() - call.started
+                waited = time.monotonic() - call.started
                 try:
                     return await self._attempt(call, worker, waited, extra)
                 except UpstreamError as error:
@@ -173,7 +173,7 @@ class Inference:
             if connection.complete:
                 break
         call.instance.succeeded(worker)
-        call.first_byte = monotonic()
+        call.first_byte = time.monotonic()
         body = parts[0] if len(parts) == 1 else b"".join(parts)
         tail = body[-_WHOLE_LIMIT:]
         send = call.send
@@ -197,7 +197,7 @@ class Inference:
         chunk = await connection.read()
         call.instance.succeeded(worker)
         call.streaming = True
-        call.first_byte = monotonic()
+        call.first_byte = time.monotonic()
         send, read = call.send, connection.read
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         older = old = last = b""

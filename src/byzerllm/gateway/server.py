@@ -153,13 +153,14 @@ def main() -> int:
     """Entry point of ``python -m byzerllm.gateway.server``; returns the exit code."""
     os.umask(0o077)
     logging.basicConfig(
-        level=os.environ.get("BYZERLLM_LOG_LEVEL", "INFO").upper(),
+        level=logging.INFO,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     try:
         settings = Settings.read()
+        logging.getLogger().setLevel(settings.log_level)
         uvloop.run(_main(settings))
     except ByzerError as error:
         log.error("%s", error)

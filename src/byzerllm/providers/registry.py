@@ -135,20 +135,20 @@ def parse(spec: DeploymentSpec) -> SaasOptions:
     vendor = provider(spec.kind)
     params = COMMON | vendor.params
     values, warnings = _values(spec, params)
-    base_url = values.get("base_url") or vendor.base_url
+    base_url = _checked_url("saas.base_url", values.get("base_url") or vendor.base_url).rstrip("/")
     model = values.get("model") or (vendor.default_model if base_url == vendor.base_url else None)
     if not model:
         raise InvalidInput("saas.model is missing: name the vendor's model.", param="saas.model")
     return SaasOptions(
         provider=vendor,
-        base_url=_checked_url("saas.base_url", base_url).rstrip("/"),
+        base_url=base_url,
         model=model,
         api_key=values.get("api_key", ""),
         timeouts=_timeouts(values),
         max_retries=parse_int("saas.max_retries", values.get("max_retries", "2"), 0),
         headers={p.header: values[n] for n, p in params.items() if p.header and n in values},
         query={p.query: values[n] for n, p in params.items() if p.query and n in values},
-        body={p.body: _json_value(p, n, values[n]) for n, p in params.items() if p.body and n in values},
+        body={p.body: _json_value(PREFIX + n, p, values[n]) for n, p in params.items() if p.body and n in values},
         proxy=values.get("proxies", ""),
         local_address=values.get("local_address", ""),
         ca_file=values.get("ca_file", ""),
@@ -167,7 +167,7 @@ def _values(spec: DeploymentSpec, params: Mapping[str, Param]) -> tuple[dict[str
         if param.ignored:
             warnings.append(f"{key} has no effect ({param.help})")
             continue
-        _check_kind(key, param, text)
+        _typed(key, param, text)
         target = param.same_as or name
         if target in values and values[target] != text:
             raise InvalidInput(f"{PREFIX}{target} is given twice, once as {key}.", param=key)
@@ -184,20 +184,19 @@ def _values(spec: DeploymentSpec, params: Mapping[str, Param]) -> tuple[dict[str
     return values, warnings
 
 
-def _check_kind(key: str, param: Param, text: str) -> None:
+def _typed(key: str, param: Param, text: str) -> str | int | float | bool:
     if param.kind == "int":
-        parse_int(key, text, 0)
-    elif param.kind == "float":
-        parse_float(key, text, 0)
-    elif param.kind == "bool":
-        parse_bool(key, text)
-
-
-def _json_value(param: Param, name: str, text: str) -> str:
-    """The parameter as JSON text, ready to stand in a request body."""
+        return parse_int(key, text, 0)
+    if param.kind == "float":
+        return parse_float(key, text, 0)
     if param.kind == "bool":
-        return "true" if parse_bool(PREFIX + name, text) else "false"
-    return text if param.kind in ("int", "float") else msgspec.json.encode(text).decode()
+        return parse_bool(key, text)
+    return text
+
+
+def _json_value(key: str, param: Param, text: str) -> str:
+    """The parameter as JSON text, ready to stand in a request body."""
+    return msgspec.json.encode(_typed(key, param, text)).decode()
 
 
 def _timeouts(values: Mapping[str, str]) -> Timeouts:
@@ -218,11 +217,12 @@ def _timeouts(values: Mapping[str, str]) -> Timeouts:
 def _checked_url(name: str, url: str) -> str:
     if url.startswith("builtin:"):
         return url
-    parts = urlsplit(url)
     try:
+        parts = urlsplit(url)
         valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
-    except ValueError:  # a port that is no number
+        valid = valid and not (parts.query or parts.fragment or "@" in parts.netloc)
+    except ValueError:  # a port that is no number, or half an IPv6 address
         valid = False
-    if not valid or parts.query or parts.fragment:
+    if not valid:
         raise InvalidInput(f"{name}={url!r} is no http(s) address such as https://host/v1.", param=name)
     return url

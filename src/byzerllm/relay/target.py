@@ -6,11 +6,13 @@ import base64
 import functools
 import ssl
 from dataclasses import dataclass
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import certifi
 
 from byzerllm.errors import InvalidInput
+
+_PATH = "/%!$&'()*+,;=:@"  # what may stand in a path as it is (RFC 3986, 3.3), escapes included
 
 
 @dataclass(frozen=True)
@@ -52,24 +54,28 @@ def parse_target(url: str, *, proxy: str = "", local_address: str = "", ca_file:
     Raises:
         InvalidInput: the URL or the proxy is not usable.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        host, port = (parts.hostname or "").encode("idna").decode(), parts.port
+    except ValueError as error:  # half an IPv6 address, a port that is none, a name that DNS cannot hold
+        raise InvalidInput(f"{url!r} is no http(s) address: {error}.") from None
+    if parts.scheme not in ("http", "https") or not host:
         raise InvalidInput(f"{url!r} is no http(s) address.")
     if proxy:
         _check_proxy(proxy)
     tls = parts.scheme == "https"
-    host = parts.hostname.encode("idna").decode() if not parts.hostname.isascii() else parts.hostname
-    target = Target(tls, host, parts.port or (443 if tls else 80), proxy, local_address, ca_file)
-    return target, parts.path.rstrip("/")
+    target = Target(tls, host, port or (443 if tls else 80), proxy, local_address, ca_file)
+    return target, quote(parts.path.rstrip("/"), safe=_PATH)
 
 
 def _check_proxy(proxy: str) -> None:
-    parts = urlsplit(proxy)
-    if parts.scheme != "http" or not parts.hostname:
-        raise InvalidInput(
-            f"The proxy {parts.scheme}://{parts.hostname or ''} cannot be used: only http://host:port is known.",
-            param="saas.proxies",
-        )
+    try:
+        parts = urlsplit(proxy)
+        usable = parts.scheme == "http" and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # as above
+        usable = False
+    if not usable:  # the message does not repeat it: it may hold a password
+        raise InvalidInput("The proxy cannot be used: only http://host:port is known.", param="saas.proxies")
 
 
 def proxy_authorization(proxy: str) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from copy import copy
 from types import TracebackType
 
 from byzerllm.errors import Overloaded, UpstreamError
@@ -43,6 +44,10 @@ class Lease:
         self.release()
 
 
+def _nothing() -> None:
+    """Nobody wants to know."""
+
+
 class _Waiter:
     __slots__ = ("avoid", "future")
 
@@ -72,6 +77,7 @@ class Instance:
         self.workers: list[Worker] = []
         self.stats = Stats()
         self.draining = False
+        self.on_failure: Callable[[], None] = _nothing  # told of each failed attempt: a sign that an engine is gone
         self._unavailable: Overloaded | None = None
         self._loop = loop
         self._policy: Policy = POLICIES[load_balance]()
@@ -132,7 +138,7 @@ class Instance:
     def _refuse_if_hopeless(self) -> None:
         error = self._unavailable or self._breaker_error()
         if error is not None:
-            raise error
+            raise copy(error)  # one that is raised again and again would keep every caller's frames
         if len(self._waiters) >= self.max_queue:
             raise Overloaded(
                 f"{self.name}: all slots are busy and {len(self._waiters)} requests wait already (--max_queue "
@@ -142,10 +148,9 @@ class Instance:
 
     def _breaker_error(self) -> Overloaded | None:
         """Set when failures have taken every worker out of rotation: waiting would only hide what is wrong."""
-        candidates = [w for w in self.workers if not w.retired]
-        if not candidates or any(w.in_rotation or not w.up for w in candidates):
+        if not self.workers or any(w.in_rotation or not w.up for w in self.workers):
             return None
-        wait = max(0.0, min(w.open_until for w in candidates) - self._loop.time())
+        wait = max(0.0, min(w.open_until for w in self.workers) - self._loop.time())
         return Overloaded(
             f"{self.name}: every worker failed repeatedly and is tried again in {wait:.1f} s. Last error: "
             f"{self._last_error.message if self._last_error else 'unknown'}",
@@ -207,7 +212,7 @@ class Instance:
 
     def succeeded(self, worker: Worker) -> None:
         """The worker answered; whatever it said, it is well."""
-        if worker.failures:
+        if worker.failures or worker.probing:
             worker.failures = 0
             worker.probing = False
             self._offer(worker)
@@ -218,6 +223,7 @@ class Instance:
             self.succeeded(worker)
             return
         self._last_error = error
+        self.on_failure()
         worker.failures += 1
         pause = breaker_pause(worker.failures)
         if not pause or worker.open_until:
@@ -225,7 +231,7 @@ class Instance:
         worker.open_until = self._loop.time() + pause
         worker.probing = False
         self._free.withdraw(worker)
-        self._loop.call_later(pause, self._half_open, worker)
+        self._loop.call_later(pause, self._half_open, worker, worker.open_until)
         hopeless = self._breaker_error()
         if hopeless is not None:
             self._fail_waiters(hopeless)
@@ -235,7 +241,9 @@ class Instance:
         worker.requests -= 1
         self.stats.retries += 1
 
-    def _half_open(self, worker: Worker) -> None:
+    def _half_open(self, worker: Worker, until: float) -> None:
+        if worker.open_until != until:  # it was restarted meanwhile
+            return
         worker.open_until = 0.0
         worker.probing = True
         self._offer(worker)
@@ -244,7 +252,7 @@ class Instance:
         waiters, self._waiters = self._waiters, deque()
         for waiter in waiters:
             if not waiter.future.done():
-                waiter.future.set_exception(error)
+                waiter.future.set_exception(copy(error))
 
     # -- for control ---------------------------------------------------------------------------------------------
 
@@ -254,12 +262,12 @@ class Instance:
         self._offer(worker)
 
     def set_up(self, worker: Worker, up: bool) -> None:
-        """Put a worker back into rotation, or take it out without forgetting it (its engine restarts)."""
+        """Take a worker out without forgetting it (its engine restarts), or put it back, its failures forgotten."""
         if worker.up == up:
             return
         worker.up = up
         if up:
-            worker.failures, worker.probing = 0, False
+            worker.failures, worker.probing, worker.open_until = 0, False, 0.0
             self._offer(worker)
         else:
             self._free.withdraw(worker)

@@ -110,14 +110,13 @@ class Free:
 
     def take(self, avoid: Worker | None = None) -> Worker | None:
         """The policy's choice, withdrawn from the order; ``avoid`` only if there is no other. None: nobody is free."""
-        worker = self._pop()
-        if worker is not None and worker is avoid:
-            other = self._pop()
-            if other is not None:
-                self.offer(worker)
-                worker = other
-        if worker is not None:
-            self._policy.chosen(worker)
+        first = self._pop()
+        worker = self._pop() or first if first is not None and first is avoid else first
+        if worker is None or first is None:
+            return None
+        self._policy.chosen(worker)
+        if worker is not first:
+            self.offer(first)  # after the choice: by turns, it has lost its own
         return worker
 
     def _pop(self) -> Worker | None:

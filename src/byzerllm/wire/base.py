@@ -64,12 +64,12 @@ def decode_request(task: Task, body: bytes, *, default_model: str | None = None)
     """
     try:
         fields = _FIELDS.decode(body)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidInput(f"The request body is no JSON object: {error}.") from None
     raw_model = fields.get("model")
     try:
         model = _STRING.decode(raw_model) if raw_model is not None else None
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         raise InvalidInput("'model' must be a string.", param="model") from None
     model = default_model or model
     if not model:

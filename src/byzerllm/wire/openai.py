@@ -23,8 +23,9 @@ DONE = b"data: [DONE]\n\n"
 
 _PROMPT = re.compile(rb'"prompt_tokens"\s*:\s*(\d+)')
 _COMPLETION = re.compile(rb'"completion_tokens"\s*:\s*(\d+)')
-_FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
-_ERROR_EVENT = re.compile(rb'(?:^|\n)data: ?\{\s*"error"\s*:')
+_TIMINGS = re.compile(rb'"cache_n"\s*:\s*(\d+)\s*,\s*"prompt_n"\s*:\s*(\d+).*"predicted_n"\s*:\s*(\d+)', re.DOTALL)
+_FINISHED = re.compile(rb'"finish_reason"\s*:\s*"[^"]')  # some vendors send "" until the end
+_ERROR_EVENT = re.compile(rb'(?:^|\n)data: ?\{\s*"error"\s*:\s*[{"]')
 _MAX_MESSAGE = 4000
 _MAX_BODY = 64 * 1024
 
@@ -46,7 +47,8 @@ class OpenAIWire:
     def usage(self, tail: bytes) -> Usage | None:
         prompt = _last(_PROMPT, tail)
         if prompt is None:
-            return None
+            timings = _TIMINGS.search(tail)  # llama.cpp ends every stream with them
+            return Usage(int(timings[1]) + int(timings[2]), int(timings[3])) if timings else None
         return Usage(prompt, _last(_COMPLETION, tail) or 0)
 
     def stream_end(self, tail: bytes) -> StreamEnd:
@@ -68,9 +70,9 @@ def parse_error(status: int, headers: Mapping[str, str], body: bytes) -> Upstrea
     ``headers`` has lower-case names. ``retry_after`` is taken from ``retry-after-ms`` or ``retry-after`` (seconds).
     """
     fields = _error_fields(body)
-    message = str(fields.get("message") or "").strip() or f"the upstream answered with status {status} and no message"
-    error = UpstreamError(
-        message[:_MAX_MESSAGE],
+    message = str(fields.get("message") or "").strip() or _plain_text(body)
+    return UpstreamError(
+        message[:_MAX_MESSAGE] or f"the upstream answered with status {status} and no message",
         status=status,
         vendor_code=fields.get("code"),
         vendor_type=fields.get("type"),
@@ -79,13 +81,12 @@ def parse_error(status: int, headers: Mapping[str, str], body: bytes) -> Upstrea
         retry_after=retry_after(headers),
         body=body[:_MAX_BODY],
     )
-    return error
 
 
 def _error_fields(body: bytes) -> dict[str, Any]:
     try:
         value = msgspec.json.decode(body)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return {"message": _plain_text(body)}
     if isinstance(value, list) and len(value) == 1:  # Gemini's compatible endpoint
         value = value[0]
