@@ -10,7 +10,7 @@ import msgspec
 
 from byzerllm.control.controller import Controller
 from byzerllm.errors import InvalidInput, NotFound
-from byzerllm.gateway.events import Emit, run_with_events, stream_text
+from byzerllm.gateway.events import Emit, Operations
 from byzerllm.gateway.http import Receive, Scope, Send, read_body, send_json
 from byzerllm.gateway.listeners import Listeners
 from byzerllm.gateway.openapi import document
@@ -41,6 +41,11 @@ class Admin:
         self._info = info
         self._stop = stop
         self._now = now
+        self._operations = Operations()
+
+    def end_operations(self) -> None:
+        """Cancel what runs for a long time: deploys, followed logs, listeners. Their clients are told."""
+        self._operations.end()
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request whose token is checked.
@@ -58,12 +63,12 @@ class Admin:
                 await send_json(send, 202, {"status": "stopping"})
                 self._stop()
             case ("POST", "restore"):
-                await run_with_events(receive, send, self._restore)
+                await self._operations.run(receive, send, self._restore)
             case ("GET", "openapi.json"):
                 await send_json(send, 200, document())
             case ("POST", "listeners"):
                 request = await _decode(scope, receive, ListenerRequest)
-                await run_with_events(receive, send, lambda emit: self._listeners.serve(request, emit))
+                await self._operations.run(receive, send, lambda emit: self._listeners.serve(request, emit))
             case (_, "deployments", *rest):
                 await self._deployments(method, tuple(rest), query, scope, receive, send)
             case _:
@@ -78,19 +83,19 @@ class Admin:
                 await send_json(send, 200, {"deployments": [controller.status(n) for n in controller.names()]})
             case ("POST",):
                 request = await _decode(scope, receive, DeployRequest)
-                await run_with_events(receive, send, lambda emit: self._deploy(request, emit))
+                await self._operations.run(receive, send, lambda emit: self._deploy(request, emit))
             case ("GET", name):
                 await send_json(send, 200, controller.status(name))
             case ("DELETE", name):
                 controller.get(name)
                 force = _flag(query, "force")
-                await run_with_events(receive, send, lambda emit: self._undeploy(name, force, emit))
+                await self._operations.run(receive, send, lambda emit: self._undeploy(name, force, emit))
             case ("GET", name, "stat"):
                 await send_json(send, 200, self._stat(name, _flag(query, "detail")))
             case ("POST", name, "scale"):
                 controller.get(name)
                 wanted = await _decode(scope, receive, ScaleRequest)
-                await run_with_events(receive, send, lambda emit: self._scale(name, wanted.num_workers, emit))
+                await self._operations.run(receive, send, lambda emit: self._scale(name, wanted.num_workers, emit))
             case ("GET", name, "logs"):
                 await self._logs(name, query, receive, send)
             case _:
@@ -156,7 +161,9 @@ class Admin:
         if not ids:
             raise NotFound(f"{name} has no worker {index}; it has {', '.join(str(p['index']) for p in processes)}.")
         tail = _number(query, "tail", _LOG_TAIL)
-        await stream_text(receive, send, self._runtime.logs(ids[-1], tail=tail, follow=_flag(query, "follow")))
+        await self._operations.text(
+            receive, send, self._runtime.logs(ids[-1], tail=tail, follow=_flag(query, "follow"))
+        )
 
 
 _WORDS = {"ready": "ready", "unchanged": "already deployed with these parameters"}

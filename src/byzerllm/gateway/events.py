@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -37,30 +38,62 @@ async def send_error(send: Send, error: ByzerError) -> None:
     await send_json(send, error.status, {"error": error_payload(error)})
 
 
-async def run_with_events(receive: Receive, send: Send, work: Callable[[Emit], Awaitable[None]]) -> None:
-    """Run ``work`` and send what it emits. Before its first event an error is an HTTP error; after it, an event.
+class Operations:
+    """The long operations that run now. ``end()`` cancels them, so that an orderly stop does not wait for them."""
 
-    ``work`` is cancelled when the client goes away, and has ended when this returns.
-    """
-    queue: asyncio.Queue[Event | None] = asyncio.Queue()
-    task = asyncio.ensure_future(work(queue.put_nowait))
-    task.add_done_callback(lambda _: queue.put_nowait(None))
-    gone = asyncio.ensure_future(_disconnect(receive))
-    gone.add_done_callback(lambda _: task.cancel())
-    started = False
-    try:
-        while (event := await _next(queue)) is not None:
-            if not started and event:
-                started = True
-                await _start(send, NDJSON)
-            if started:
-                await _piece(send, msgspec.json.encode(event) + b"\n" if event else b"\n")
-        await _finish(task, send, started)
-    finally:
-        gone.cancel()
-        if not task.done():
+    def __init__(self) -> None:
+        self._running: set[asyncio.Future[None]] = set()
+
+    def end(self) -> None:
+        for task in self._running:
+            task.cancel()
+
+    async def run(self, receive: Receive, send: Send, work: Callable[[Emit], Awaitable[None]]) -> None:
+        """Run ``work`` and send what it emits. Before its first event an error is an HTTP error; after it, an event.
+
+        ``work`` is cancelled when the client goes away, and has ended when this returns.
+        """
+        queue: asyncio.Queue[Event | None] = asyncio.Queue()
+        task = asyncio.ensure_future(work(queue.put_nowait))
+        task.add_done_callback(lambda _: queue.put_nowait(None))
+        started = False
+        async with self._until_gone(receive, task):
+            while (event := await _next(queue)) is not None:
+                if not started and event:
+                    started = True
+                    await _start(send, NDJSON)
+                if started:
+                    await _piece(send, msgspec.json.encode(event) + b"\n" if event else b"\n")
+            await _finish(task, send, started)
+
+    async def text(self, receive: Receive, send: Send, pieces: AsyncIterator[bytes]) -> None:
+        """Send pieces of text until they end or the client goes away."""
+
+        async def pump() -> None:
+            await _start(send, TEXT)
+            async for piece in pieces:
+                await _piece(send, piece)
+
+        task = asyncio.ensure_future(pump())
+        async with self._until_gone(receive, task):
+            await asyncio.wait((task,))
+            if not task.cancelled():
+                task.result()
+            await send({"type": "http.response.body", "body": b""})
+
+    @contextlib.asynccontextmanager
+    async def _until_gone(self, receive: Receive, task: asyncio.Future[None]) -> AsyncIterator[None]:
+        """Cancels ``task`` when the client goes away; it has ended when the block is left."""
+        self._running.add(task)
+        gone = asyncio.ensure_future(_disconnect(receive))
+        gone.add_done_callback(lambda _: task.cancel())
+        try:
+            yield
+        finally:
+            gone.cancel()
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+            self._running.discard(task)
 
 
 async def _disconnect(receive: Receive) -> None:
@@ -92,25 +125,6 @@ async def _finish(task: asyncio.Future[None], send: Send, started: bool) -> None
     if error is not None:
         await _piece(send, msgspec.json.encode({"event": "failed", "error": error_payload(error)}) + b"\n")
     await send({"type": "http.response.body", "body": b""})
-
-
-async def stream_text(receive: Receive, send: Send, pieces: AsyncIterator[bytes]) -> None:
-    """Send pieces of text until they end or the client goes away."""
-
-    async def pump() -> None:
-        await _start(send, TEXT)
-        async for piece in pieces:
-            await _piece(send, piece)
-        await send({"type": "http.response.body", "body": b""})
-
-    task = asyncio.ensure_future(pump())
-    gone = asyncio.ensure_future(_disconnect(receive))
-    try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        gone.cancel()
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 async def _start(send: Send, kind: Header) -> None:

@@ -66,11 +66,11 @@ class Server:
             probe_interval=settings.probe_interval,
         )
         listeners = Listeners(self._keys, lambda listener: Gateway(self._services, listener), settings.drain_timeout)
-        admin = Admin(
+        self._admin = Admin(
             self._controller, runtime, listeners, info=self._info, stop=self._stopping.set, now=self._loop.time
         )
         inference = Inference(self._table, self._pool, settings.max_body)
-        self._services: Services = services(self._table, inference, admin)
+        self._services: Services = services(self._table, inference, self._admin)
 
     async def run(self) -> None:
         """Serve until SIGTERM, SIGINT or a request to stop."""
@@ -89,6 +89,7 @@ class Server:
         log.info("stopping")
         stopping.cancel()
         self._settings.server_file.unlink(missing_ok=True)
+        self._admin.end_operations()
         http.should_exit = True  # no new connections; running requests have the drain timeout to end
         await serving
         await self._controller.close()
