@@ -59,11 +59,10 @@ class Operations:
         started = False
         async with self._until_gone(receive, task):
             while (event := await _next(queue)) is not None:
-                if not started and event:
+                if not started:  # also when it has been silent for long: then the client must see a sign of life
                     started = True
                     await _start(send, NDJSON)
-                if started:
-                    await _piece(send, msgspec.json.encode(event) + b"\n" if event else b"\n")
+                await _piece(send, msgspec.json.encode(event) + b"\n" if event else b"\n")
             await _finish(task, send, started)
 
     async def text(self, receive: Receive, send: Send, pieces: AsyncIterator[bytes]) -> None:
