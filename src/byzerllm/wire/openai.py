@@ -71,16 +71,21 @@ def parse_error(status: int, headers: Mapping[str, str], body: bytes) -> Upstrea
     """
     fields = _error_fields(body)
     message = str(fields.get("message") or "").strip() or _plain_text(body)
+    code = fields.get("code")
     return UpstreamError(
         message[:_MAX_MESSAGE] or f"the upstream answered with status {status} and no message",
         status=status,
-        vendor_code=fields.get("code"),
-        vendor_type=fields.get("type"),
-        param=fields.get("param") if isinstance(fields.get("param"), str) else None,
-        request_id=headers.get("x-request-id") or headers.get("request-id") or fields.get("request_id"),
+        vendor_code=code if isinstance(code, str | int) else None,
+        vendor_type=_text(fields.get("type")),
+        param=_text(fields.get("param")),
+        request_id=headers.get("x-request-id") or headers.get("request-id") or _text(fields.get("request_id")),
         retry_after=retry_after(headers),
         body=body[:_MAX_BODY],
     )
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _error_fields(body: bytes) -> dict[str, Any]:

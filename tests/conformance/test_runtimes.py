@@ -1,0 +1,276 @@
+"""What every runtime promises, told by a small program in place of an engine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import replace as replaced
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import psutil
+import pytest
+from tests.harness import eventually
+
+from byzerllm.engines.base import Launch
+from byzerllm.errors import DeploymentFailed, NotFound
+from byzerllm.runtime.base import EngineProcess, Exit
+from byzerllm.runtime.embedded import EmbeddedRuntime
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterator
+    from pathlib import Path
+
+    from blockbuster import BlockBuster
+
+    from byzerllm.runtime.base import Runtime
+
+RUNTIMES: dict[str, Callable[[Path], Runtime]] = {"embedded": EmbeddedRuntime}
+
+# Says what it is asked to say, then waits for a signal.
+PROGRAM = "import os, signal, sys\nprint(eval(sys.argv[1]), flush=True)\nsignal.pause()"
+# Neither it nor its child ends on SIGTERM.
+STUBBORN = """
+import os, signal
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = os.fork()
+if child:
+    print("child", child, flush=True)
+while True:
+    signal.pause()
+"""
+# A server that starts an engine and is gone.
+EARLIER_SERVER = """
+import asyncio, sys, msgspec
+from pathlib import Path
+from byzerllm.engines.base import Launch
+from byzerllm.runtime.embedded import EmbeddedRuntime
+launch = Launch(argv=(sys.executable, "-c", sys.argv[2], "'hello'"), env={}, ready_path="", ready_body=b"")
+started = EmbeddedRuntime(Path(sys.argv[1])).start("w", launch, gpus=(), port=1, token="t")
+print(msgspec.json.encode(asyncio.run(started)).decode(), flush=True)
+"""
+
+
+def launch(program: str = PROGRAM, *args: str, **env: str) -> Launch:
+    return Launch(argv=(sys.executable, "-c", program, *args), env=env, ready_path="", ready_body=b"")
+
+
+def wait(work: Coroutine[Any, Any, Any]) -> Any:
+    return asyncio.run(work)
+
+
+class Story:
+    """A runtime, and all that it started, which is gone at the end."""
+
+    def __init__(self, make: Callable[[Path], Runtime], logs: Path) -> None:
+        self.runtime = make(logs)
+        self.next_server = make(logs)  # after the server's own restart
+        self.started: list[EngineProcess] = []
+
+    def start(self, what: Launch, worker: str = "w") -> EngineProcess:
+        process: EngineProcess = wait(self.runtime.start(worker, what, gpus=(), port=1, token="t"))
+        self.started.append(process)
+        return process
+
+    def log(self, worker: str = "w", tail: int = 100) -> bytes:
+        async def read() -> bytes:
+            return b"".join([part async for part in self.runtime.logs(worker, tail=tail, follow=False)])
+
+        text: bytes = wait(read())
+        return text
+
+    def said(self, text: str) -> None:
+        eventually(lambda: text.encode() in self.log(), what=f"{text!r} in the log")
+
+    def ended(self, process: EngineProcess) -> Exit:
+        ended = eventually(lambda: self.runtime.poll(process), what="the end of the process")
+        assert ended is not None
+        return ended
+
+
+@pytest.fixture(params=sorted(RUNTIMES))
+def story(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Story]:
+    story = Story(RUNTIMES[request.param], tmp_path / "logs")
+    yield story
+    for process in story.started:
+        wait(story.runtime.stop(process, grace=0))
+
+
+def test_a_process_is_started_watched_taken_back_and_stopped(story: Story) -> None:
+    process = story.start(launch(PROGRAM, "'hello'"))
+    story.said("hello")
+    assert story.runtime.poll(process) is None
+    assert story.next_server.adopt(process)
+    assert story.next_server.poll(process) is None
+    wait(story.next_server.stop(process, grace=10))
+    assert not story.next_server.adopt(process)
+    assert story.runtime.poll(process) == Exit(-signal.SIGTERM, "hello")
+    assert not psutil.pid_exists(process.pid)
+
+
+def test_every_call_can_be_repeated(story: Story) -> None:
+    process = story.start(launch(PROGRAM, "'hello'"))
+    story.said("hello")
+    for _ in range(2):
+        wait(story.runtime.stop(process, grace=10))
+    assert story.runtime.poll(process) == story.runtime.poll(process) == Exit(-signal.SIGTERM, "hello")
+    assert not story.runtime.adopt(process)
+
+
+def test_a_process_of_an_earlier_server_is_taken_back_and_stopped(story: Story, tmp_path: Path) -> None:
+    server = [sys.executable, "-c", EARLIER_SERVER, str(tmp_path / "logs"), PROGRAM]
+    done = subprocess.run(server, check=True, capture_output=True, timeout=30)
+    process = msgspec.json.decode(done.stdout, type=EngineProcess)
+    story.started.append(process)
+    assert story.runtime.adopt(process)
+    story.said("hello")
+    wait(story.runtime.stop(process, grace=10))
+    assert story.runtime.poll(process) == Exit(None, "hello")
+
+
+def test_a_killed_process_is_told_with_its_signal_and_last_words(story: Story) -> None:
+    process = story.start(launch(PROGRAM, "'one\\ntwo'"))
+    story.said("two")
+    os.kill(process.pid, signal.SIGKILL)
+    assert story.ended(process) == Exit(-signal.SIGKILL, "one\ntwo")
+
+
+def test_last_words_are_of_this_start_only(story: Story) -> None:
+    assert story.ended(story.start(launch("raise SystemExit('first')"))) == Exit(1, "first")
+    assert story.ended(story.start(launch("raise SystemExit('second')"))) == Exit(1, "second")
+    assert b"first" in story.log()
+
+
+def test_another_process_of_the_same_number_is_not_taken_for_the_engine(story: Story) -> None:
+    process = story.start(launch())
+    other = msgspec.structs.replace(process, started=process.started - 100)
+    assert not story.next_server.adopt(other)
+    assert story.next_server.poll(other) is not None
+    wait(story.next_server.stop(other, grace=0))
+    assert story.runtime.poll(process) is None
+
+
+def test_what_does_not_end_is_killed_with_its_children(story: Story) -> None:
+    process = story.start(launch(STUBBORN))
+    story.said("child")
+    child = int(story.log().split()[-1])
+    wait(story.runtime.stop(process, grace=0.2))
+    ended = story.runtime.poll(process)
+    assert ended is not None
+    assert ended.code == -signal.SIGKILL
+    eventually(lambda: not _runs(child), what="the end of the child")
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_a_program_that_cannot_be_run_says_so(story: Story) -> None:
+    with pytest.raises(DeploymentFailed, match="no-such-program"):
+        story.start(replaced(launch(), argv=("/no-such-program",)))
+
+
+def test_a_start_that_is_given_up_leaves_nothing(story: Story, tmp_path: Path) -> None:
+    mark = str(tmp_path / "mark")
+
+    async def give_up() -> None:
+        starting = asyncio.ensure_future(
+            story.runtime.start("w", launch(PROGRAM, repr(mark)), gpus=(), port=1, token="t")
+        )
+        await asyncio.sleep(0)
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+
+    wait(give_up())
+    eventually(lambda: not [p for p in psutil.process_iter(["cmdline"]) if repr(mark) in (p.info["cmdline"] or ())])
+
+
+def test_the_environment_is_the_servers_without_its_secrets(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BYZERLLM_API_KEY", "secret")
+    monkeypatch.setenv("BYZERLLM_LISTEN_FD", "7")
+    monkeypatch.setenv("OF_THE_USER", "kept")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    process = story.start(launch(PROGRAM, "__import__('json').dumps(dict(os.environ))", ADDED="yes"))
+    story.said("}")
+    seen = json.loads(story.log(tail=1))
+    assert not {"BYZERLLM_API_KEY", "BYZERLLM_LISTEN_FD"} & seen.keys()
+    assert (seen["OF_THE_USER"], seen["ADDED"], seen["CUDA_VISIBLE_DEVICES"]) == ("kept", "yes", "")
+    assert process.gpus == ()
+
+
+def test_a_process_has_no_input_no_terminal_and_no_file_of_ours(story: Story, tmp_path: Path) -> None:
+    with (tmp_path / "ours").open("w") as ours:
+        os.set_inheritable(ours.fileno(), True)
+        files = "[os.path.realpath(f'/proc/self/fd/{n}') for n in os.listdir('/proc/self/fd')]"
+        process = story.start(launch(PROGRAM, f"os.getsid(0), os.ttyname if os.isatty(0) else '', {files}"))
+        story.said(")")
+    said = story.log(tail=1).decode()
+    assert f"({process.pid}, ''" in said
+    assert "/dev/null" in said
+    assert str(tmp_path / "ours") not in said
+
+
+def test_logs_are_followed_until_the_reader_leaves(story: Story) -> None:
+    async def follow() -> bytes:
+        runtime = story.runtime
+        process = await runtime.start("w", launch(PROGRAM, "'first'"), gpus=(), port=1, token="t")
+        story.started.append(process)
+        logs = runtime.logs("w", tail=0, follow=True)
+        text = b""
+        async for part in logs:
+            if not text:
+                await runtime.stop(process, grace=10)
+                story.started.append(await runtime.start("w", launch(PROGRAM, "'second'"), gpus=(), port=1, token="t"))
+            text += part
+            if b"second" in text:
+                break
+        await logs.aclose()  # type: ignore[attr-defined]
+        return text
+
+    assert b"second" in wait(asyncio.wait_for(follow(), 20))
+
+
+def test_logs_of_an_unknown_worker_are_not_found(story: Story) -> None:
+    with pytest.raises(NotFound, match="nobody"):
+        story.log("nobody")
+
+
+def test_ports_differ_and_are_free(story: Story) -> None:
+    ports = [story.runtime.free_port() for _ in range(50)]
+    assert len(set(ports)) == len(ports)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", ports[-1]))
+
+
+def test_a_port_in_use_is_passed_over(story: Story) -> None:
+    port = story.runtime.free_port() + 1
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", port))
+        assert story.runtime.free_port() != port
+
+
+def test_capacity_is_that_of_the_machine(story: Story) -> None:
+    capacity = story.runtime.capacity()
+    assert 0 < capacity.cpus <= (os.cpu_count() or 1)
+    assert capacity.gpus >= 0
+
+
+def test_nothing_blocks_the_loop(story: Story, no_blocking: BlockBuster) -> None:
+    async def work() -> None:
+        process = await story.runtime.start("w", launch(PROGRAM, "'hello'"), gpus=(), port=1, token="t")
+        assert story.runtime.poll(process) is None
+        assert story.next_server.adopt(process)
+        assert [part async for part in story.runtime.logs("w", tail=1, follow=False)]
+        await story.runtime.stop(process, grace=10)
+        assert story.runtime.poll(process) is not None
+
+    wait(work())

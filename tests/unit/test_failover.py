@@ -1,0 +1,85 @@
+"""What follows from a failed attempt."""
+
+from __future__ import annotations
+
+import pytest
+
+from byzerllm.errors import UpstreamBroken, UpstreamError, UpstreamTimeout, UpstreamUnreachable
+from byzerllm.routing.failover import (
+    BREAKER_FAILURES,
+    LONGEST_WAIT,
+    breaker_pause,
+    is_transient,
+    is_worker_failure,
+    retry_delay,
+)
+
+
+def answered(status: int, retry_after: float | None = None, code: str | None = None) -> UpstreamError:
+    return UpstreamError("no", status=status, retry_after=retry_after, vendor_code=code)
+
+
+def timeout(which: str) -> UpstreamTimeout:
+    return UpstreamTimeout("slow", details={"timeout": which})
+
+
+@pytest.mark.parametrize(
+    ("error", "transient", "workers_fault"),
+    [
+        (UpstreamUnreachable("no connection"), True, True),
+        (UpstreamBroken("cut"), True, True),
+        (timeout("connect"), True, True),
+        (timeout("first_byte"), True, True),
+        (timeout("idle"), False, True),
+        (timeout("total"), False, True),
+        (answered(400), False, False),
+        (answered(401), False, False),
+        (answered(404), False, False),
+        (answered(408), True, False),
+        (answered(409), True, False),
+        (answered(429), True, False),
+        (answered(499), False, False),
+        (answered(500), True, True),
+        (answered(529), True, True),
+    ],
+)
+def test_what_may_be_tried_again_and_whose_fault_it_is(
+    error: UpstreamError, transient: bool, workers_fault: bool
+) -> None:
+    assert is_transient(error) is transient
+    assert is_worker_failure(error) is workers_fault
+    assert (retry_delay(error, 0, 2, elsewhere=True) == 0.0) is transient
+
+
+def test_the_last_attempt_is_the_last() -> None:
+    assert retry_delay(answered(500), 1, 2, elsewhere=True) == 0.0
+    assert retry_delay(answered(500), 2, 2, elsewhere=True) is None
+    assert retry_delay(answered(500), 0, 0, elsewhere=True) is None
+
+
+def test_a_quota_that_is_used_up_comes_back_for_nobody() -> None:
+    assert retry_delay(answered(429, code="insufficient_quota"), 0, 2, elsewhere=True) is None
+
+
+@pytest.mark.parametrize("which", ["connect", "first_byte"])
+def test_who_waited_for_a_timeout_does_not_wait_for_the_same_endpoint_again(which: str) -> None:
+    assert retry_delay(timeout(which), 0, 2, elsewhere=False) is None
+    assert retry_delay(timeout(which), 0, 2, elsewhere=True) == 0.0
+
+
+@pytest.mark.parametrize(("asked", "delay"), [(0.0, 0.0), (3.0, 3.0), (LONGEST_WAIT, 5.0), (LONGEST_WAIT + 0.1, None)])
+def test_the_vendor_is_believed(asked: float, delay: float | None) -> None:
+    assert retry_delay(answered(429, retry_after=asked), 0, 2, elsewhere=False) == delay
+
+
+@pytest.mark.parametrize(("attempt", "middle"), [(0, 0.25), (1, 0.5), (2, 1.0), (9, LONGEST_WAIT)])
+def test_otherwise_the_wait_doubles_and_is_not_the_same_for_all(attempt: int, middle: float) -> None:
+    delays = [retry_delay(answered(503), attempt, 10, elsewhere=False) for _ in range(100)]
+    assert all(delay is not None and 0.75 * middle <= delay <= 1.25 * middle for delay in delays)
+    assert len(set(delays)) > 1
+
+
+def test_the_breaker_opens_for_longer_each_time_up_to_a_limit() -> None:
+    assert [breaker_pause(n) for n in range(BREAKER_FAILURES)] == [0.0] * BREAKER_FAILURES
+    assert [breaker_pause(BREAKER_FAILURES + n) for n in range(6)] == [1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
+    assert breaker_pause(10_000) == 10.0
