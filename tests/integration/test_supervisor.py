@@ -27,11 +27,13 @@ mode, home = os.environ["MODE"], os.environ["BYZERLLM_HOME"]
 if mode == "fails":
     sys.exit(7)
 listener = socket.socket(fileno=int(os.environ["BYZERLLM_LISTEN_FD"]))
-told = os.pread(int(os.environ.get("BYZERLLM_SECRETS_FD", listener.fileno())), 100, 0) if sys.platform == "linux" else b""
-if told:
+told = b""
+if "BYZERLLM_SECRETS_FD" in os.environ:
+    secrets = int(os.environ["BYZERLLM_SECRETS_FD"])
+    told = os.pread(secrets, 100, 0)
+    os.pwrite(secrets, b"the secret", 0)
+if os.path.exists(home + "/server.json"):
     time.sleep(0.3)  # a server that was restarted takes its time, and its clients wait
-else:
-    os.pwrite(int(os.environ["BYZERLLM_SECRETS_FD"]), b"the secret", 0)
 orphan = subprocess.Popen(["sleep", "100"], start_new_session=True).pid if mode == "orphan" else 0
 signal.signal(signal.SIGTERM, (lambda *_: None) if mode == "stubborn" else lambda *_: sys.exit(0))
 with open(home + "/new.json", "w") as file:
@@ -57,16 +59,16 @@ raise SystemExit(supervisor.supervise(Settings.read(), any_port=sys.argv[2] == "
 class Supervised:
     """A supervisor in a process of its own, and its server's answers."""
 
-    def __init__(self, home: Path, port: int, *, mode: str = "serves", any_port: bool = False) -> None:
-        self.home, self.port = home, port
+    def __init__(self, home: Path, port: int, stderr: Path, *, mode: str = "serves", any_port: bool = False) -> None:
+        self.home, self.port, self.stderr = home, port, stderr
         environ = {"BYZERLLM_HOME": str(home), "BYZERLLM_PORT": str(port), "BYZERLLM_DRAIN_TIMEOUT": "0"}
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", RUNNER, textwrap.dedent(SERVER), "any" if any_port else "this"],
-            env={**os.environ, **environ, "MODE": mode},
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        with stderr.open("wb") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", RUNNER, textwrap.dedent(SERVER), "any" if any_port else "this"],
+                env={**os.environ, **environ, "MODE": mode},
+                stderr=file,
+                start_new_session=True,
+            )
 
     def announced(self) -> int:
         """The server's process number, once it has written it."""
@@ -84,8 +86,8 @@ class Supervised:
             return pid, told, orphan
 
     def end(self) -> tuple[int, str]:
-        _, said = self.process.communicate(timeout=20)
-        return self.process.returncode, said
+        code = self.process.wait(timeout=20)
+        return code, self.stderr.read_text("utf-8")
 
     def stop(self) -> tuple[int, str]:
         self.process.terminate()
@@ -99,13 +101,14 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Supervised]]:
     started: list[Supervised] = []
 
     def start(*, home: Path = tmp_path / "home", port: int = port, **given: object) -> Supervised:
-        started.append(Supervised(home, port, **given))  # type: ignore[arg-type]
+        stderr = tmp_path / f"stderr-{len(started)}"
+        started.append(Supervised(home, port, stderr, **given))  # type: ignore[arg-type]
         return started[-1]
 
     yield start
     for one in started:
         one.process.kill()
-        one.process.communicate()
+        one.process.wait()
     for process in psutil.process_iter(["environ"]):
         if (process.info["environ"] or {}).get("BYZERLLM_HOME") == str(tmp_path / "home"):
             process.kill()
@@ -132,6 +135,7 @@ def test_clients_wait_for_the_next_server_which_is_told_the_secrets(start: Calla
     for _ in range(3):
         before, _, _ = supervised.ask()
         os.kill(before, signal.SIGKILL)
+        eventually(lambda: not psutil.pid_exists(before))
         after, told, _ = supervised.ask()  # never refused
         assert (after != before, told) == (True, "the secret")
     assert after != first

@@ -36,8 +36,8 @@ def outside(spec: DeploymentSpec, environ: dict[str, str] | None = None) -> list
 
 
 def test_good_specs_pass() -> None:
-    check(saas())
-    check(private(n_ctx="2048", idle_timeout="5"))
+    check(saas(), {})
+    check(private(n_ctx="2048", idle_timeout="5"), {})
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_good_specs_pass() -> None:
 )
 def test_what_is_wrong_is_named(spec: DeploymentSpec, param: str, words: str) -> None:
     with pytest.raises(InvalidInput, match=words) as refused:
-        check(spec)
+        check(spec, {})
     assert refused.value.param == param
 
 

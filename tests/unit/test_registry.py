@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +20,23 @@ KEY = {"saas.api_key": "sk-1"}
 
 def options(kind: str = "openai", **params: str) -> SaasOptions:
     named = {f"saas.{name}": value for name, value in params.items()}
-    return parse(DeploymentSpec(name="m", pretrained_model_type=f"saas/{kind}", infer_params=named))
+    return parse(DeploymentSpec(name="m", pretrained_model_type=f"saas/{kind}", infer_params=named), {})
+
+
+def test_references_are_resolved_whatever_the_parameter(tmp_path: Path) -> None:
+    (tmp_path / "model").write_text("from-a-file\n")
+    named = {
+        "saas.api_key": "env:KEY",
+        "saas.timeout": "env:SECONDS",
+        "saas.base_url": "env:URL",
+        "saas.model": f"file:{tmp_path / 'model'}",
+    }
+    spec = DeploymentSpec(name="m", pretrained_model_type="saas/openai", infer_params=named)
+    found = parse(spec, {"KEY": "sk-env", "SECONDS": "7", "URL": "http://h/v1"})
+    assert (found.api_key, found.timeouts.idle, found.base_url) == ("sk-env", 7, "http://h/v1")
+    assert found.model == "from-a-file"
+    with pytest.raises(InvalidInput, match=r"saas\.api_key=env:KEY: the environment variable KEY is not set"):
+        parse(spec, {})
 
 
 def openai(**params: str) -> SaasOptions:
@@ -106,7 +123,7 @@ def test_every_parameter_goes_to_its_place() -> None:
 )
 def test_an_unknown_parameter_names_the_nearest(key: str, hint: str) -> None:
     with pytest.raises(InvalidInput) as caught:
-        parse(DeploymentSpec(name="m", pretrained_model_type="saas/openai", infer_params={**KEY, key: "x"}))
+        parse(DeploymentSpec(name="m", pretrained_model_type="saas/openai", infer_params={**KEY, key: "x"}), {})
     assert (caught.value.message, caught.value.hint, caught.value.param) == (f"Unknown parameter {key!r}.", hint, key)
 
 
@@ -149,7 +166,7 @@ def test_a_models_name_tells_its_task(model: str, task: Task) -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        "host/v1", "ftp://host", "http://", "http://host:port/v1", "http://host:99999", "http://[::1/v1", "env:URL",
+        "host/v1", "ftp://host", "http://", "http://host:port/v1", "http://host:99999", "http://[::1/v1",
         "http://host/v1?a=1", "http://host/v1#a", "https://user:password@host/v1",
     ],
 )  # fmt: skip

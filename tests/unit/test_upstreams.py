@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from byzerllm import __version__
-from byzerllm.control.upstreams import engine_upstream, models_request, request_head, saas_upstream
+from byzerllm.control.upstreams import engine_upstream, models_requests, request_head, saas_upstream
 from byzerllm.errors import InvalidInput
 from byzerllm.providers.registry import SaasOptions, parse
 from byzerllm.relay.target import Target
@@ -25,7 +25,7 @@ URL = "https://api.example/v1"
 def options(**params: str) -> SaasOptions:
     named = {"saas.api_key": "sk-1", "saas.base_url": URL, "saas.model": "x"}
     named |= {f"saas.{name}": value for name, value in params.items()}
-    return parse(DeploymentSpec(name="m", pretrained_model_type="saas/openai", infer_params=named))
+    return parse(DeploymentSpec(name="m", pretrained_model_type="saas/openai", infer_params=named), {})
 
 
 def head(found: Any, task: Task = Task.CHAT) -> list[str]:
@@ -34,7 +34,7 @@ def head(found: Any, task: Task = Task.CHAT) -> list[str]:
 
 
 def test_a_vendors_request() -> None:
-    found = saas_upstream(options(max_retries="5", timeout="7"), URL, {})
+    found = saas_upstream(options(max_retries="5", timeout="7"), URL)
     assert found.request(Task.CHAT, b"{}").decode() == (
         "POST /v1/chat/completions HTTP/1.1\r\n"
         "Host: api.example\r\n"
@@ -51,38 +51,32 @@ def test_a_vendors_request() -> None:
 
 
 def test_headers_query_and_body_fields_of_the_owner() -> None:
-    found = saas_upstream(options(organization="o", api_version="2024 x&y", reasoning_effort="low"), URL, {})
+    found = saas_upstream(options(organization="o", api_version="2024 x&y", reasoning_effort="low"), URL)
     assert head(found)[0] == "POST /v1/chat/completions?api-version=2024+x%26y HTTP/1.1"
     assert "OpenAI-Organization: o" in head(found)
     assert {name: bytes(raw) for name, raw in found.defaults.items()} == {"reasoning_effort": b'"low"'}
 
 
-def test_references_are_resolved_here() -> None:
-    environ = {"KEY": "sk-env", "ORG": "org-env", "PROXY": "http://u:p@proxy:1"}
-    given = options(api_key="env:KEY", organization="env:ORG", proxies="env:PROXY", api_version="env:KEY")
-    found = saas_upstream(given, URL, environ)
-    assert {"Authorization: Bearer sk-env", "OpenAI-Organization: org-env"} <= set(head(found))
-    assert head(found)[0].endswith("?api-version=sk-env HTTP/1.1")
-    assert found.target.proxy == "http://u:p@proxy:1"
-    with pytest.raises(InvalidInput, match=r"saas\.api_key=env:KEY: the environment variable KEY is not set"):
-        saas_upstream(options(api_key="env:KEY"), URL, {})
-
-
 @pytest.mark.parametrize("value", ["sk-1\r\nX-Evil: 1", "sk-\n", "sk-é", "a\tb", "sk-\x7f"])
 def test_a_value_that_no_header_can_carry_is_refused_and_not_shown(value: str) -> None:
     with pytest.raises(InvalidInput, match="header Authorization has characters that no header can carry") as refused:
-        saas_upstream(options(api_key=value), URL, {})
+        saas_upstream(options(api_key=value), URL)
     assert "sk" not in refused.value.message
 
 
 def test_the_vendors_list_of_models() -> None:
-    target, path, lines = models_request(options(), URL, {})
-    assert (target.host, path) == ("api.example", "/v1")
-    assert request_head("GET", target, path + "/models", lines) == (
-        b"GET /v1/models HTTP/1.1\r\nHost: api.example\r\n"
+    target, [(path, request)] = models_requests(options(api_version="1"), URL)
+    assert (target.host, path) == ("api.example", "/v1/models")
+    assert request == (
+        b"GET /v1/models?api-version=1 HTTP/1.1\r\nHost: api.example\r\n"
         + f"User-Agent: byzerllm/{__version__}\r\n".encode()
-        + b"Accept: */*\r\nAuthorization: Bearer sk-1\r\n"
+        + b"Accept: */*\r\nAuthorization: Bearer sk-1\r\n\r\n"
     )
+
+
+def test_an_address_without_v1_is_also_tried_with_it() -> None:
+    _, requests = models_requests(options(), "https://api.example/base")
+    assert [path for path, _ in requests] == ["/base/models", "/base/v1/models"]
 
 
 def test_through_a_plain_proxy_the_line_has_the_address_and_the_proxys_password() -> None:
@@ -95,8 +89,8 @@ def test_through_a_plain_proxy_the_line_has_the_address_and_the_proxys_password(
 
 
 def test_a_vendor_without_a_key_gets_none() -> None:
-    keyless = parse(DeploymentSpec(name="m", pretrained_model_type="saas/mock", infer_params={"saas.api_key": ""}))
-    assert not any(line.startswith("Authorization") for line in head(saas_upstream(keyless, "http://127.0.0.1:1", {})))
+    keyless = parse(DeploymentSpec(name="m", pretrained_model_type="saas/mock", infer_params={"saas.api_key": ""}), {})
+    assert not any(line.startswith("Authorization") for line in head(saas_upstream(keyless, "http://127.0.0.1:1")))
 
 
 def test_a_format_without_a_task_has_no_head_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +101,7 @@ def test_a_format_without_a_task_has_no_head_for_it(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(WIRES, "chat_only", ChatOnly())
     given = options()
     vendor = msgspec.structs.replace(given.provider, wire="chat_only")
-    assert set(saas_upstream(replace(given, provider=vendor), URL, {}).heads) == {Task.CHAT}
+    assert set(saas_upstream(replace(given, provider=vendor), URL).heads) == {Task.CHAT}
 
 
 def test_an_engines_request() -> None:

@@ -36,7 +36,7 @@ def test_model_and_stream_are_read(given: bytes, stream: bool) -> None:
 
 def test_a_listener_that_serves_one_model_takes_any_name_or_none() -> None:
     for body in (b'{"model":"other"}', b"{}"):
-        assert decode_request(Task.CHAT, body, default_model="mine").model == "mine"
+        assert decode_request(Task.CHAT, body, served_model="mine").model == "mine"
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,7 @@ class Controller:
         self._deployments: dict[str, Deployment] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._operations: dict[str, set[asyncio.Task[Any]]] = {}
+        self._generations: dict[str, int] = {}
         self._removals: set[asyncio.Future[None]] = set()
         self._around = Surroundings(
             runtime=runtime,
@@ -132,7 +133,8 @@ class Controller:
         Raises:
             ByzerError: refused (before ``accepted``, nothing changed) or failed (nothing left behind).
         """
-        check(spec)
+        environ = {**self._secrets.environ(spec.name), **environment}
+        check(spec, environ)
         async with self._operation(spec.name, notify):
             current = self._deployments.get(spec.name)
             rows = differences(current.spec, spec) if current else []
@@ -142,8 +144,7 @@ class Controller:
                 raise _conflict(current.spec, rows)
             others = [d.spec for d in self._deployments.values() if d is not current]
             self._ledger.admit(spec, others)
-            environ = {**self._secrets.environ(spec.name), **environment}
-            base_url = await self._base_url(parse(spec)) if spec.is_saas else ""
+            base_url = await self._base_url(parse(spec, environ)) if spec.is_saas else ""
             for warning in await check_outside(spec, self._pool, base_url, environ, verify=verify):
                 warn(warning)
             self._secrets.put(spec.name, environment)
@@ -257,7 +258,7 @@ class Controller:
 
     async def _change(self, current: Deployment, spec: DeploymentSpec, notify: Notify) -> None:
         changed = {name for name, _, _ in differences(current.spec, spec)}
-        generation = current.generation + (0 if changed <= _WITHOUT_RESTART else 1)
+        generation = current.generation if changed <= _WITHOUT_RESTART else self._next_generation(current)
         if spec.is_saas == current.spec.is_saas and not isinstance(current, BrokenDeployment):
             await current.change(spec, generation, notify)
             await self._save(current)
@@ -272,6 +273,12 @@ class Controller:
         await self._save(successor)
         await current.drain(notify)
         await current.stop()
+
+    def _next_generation(self, current: Deployment) -> int:
+        """Never one that was used before, so that nothing of a change that failed is taken for the next one's."""
+        latest = max(current.generation, self._generations.get(current.spec.name, 0)) + 1
+        self._generations[current.spec.name] = latest
+        return latest
 
     async def _undeploy(self, name: str, force: bool, notify: Notify) -> None:
         async with self._operation(name, notify):
@@ -289,6 +296,7 @@ class Controller:
         await self._store.delete(name)
         await deployment.stop()
         self._deployments.pop(name, None)
+        self._generations.pop(name, None)
         self._secrets.forget(name)
 
     def _register(self, deployment: Deployment) -> None:

@@ -19,15 +19,15 @@ from byzerllm.spec import DeploymentSpec, Timeouts, check_spec, looks_secret, ma
 _TIMEOUTS = ("connect_timeout", "first_byte_timeout", "idle_timeout", "total_timeout")
 
 
-def check(spec: DeploymentSpec) -> None:
-    """Types, names and values; no I/O.
+def check(spec: DeploymentSpec, environ: Mapping[str, str]) -> None:
+    """Types, names and values; reads nothing but what ``file:`` parameters name.
 
     Raises:
         InvalidInput: what is wrong, and the nearest right name.
     """
     check_spec(spec)
     if spec.is_saas:
-        registry.parse(spec)
+        registry.parse(spec, environ)
     else:
         engine_plan(spec)
 
@@ -60,11 +60,11 @@ async def check_outside(
         plan = engine_plan(spec)
         await asyncio.to_thread(plan.engine.check, plan.options)
         return []
-    options = registry.parse(spec)
-    saas_upstream(options, base_url, environ)
+    options = registry.parse(spec, environ)
+    saas_upstream(options, base_url)
     warnings = list(options.warnings)
     if verify:
-        warnings += await verify_saas(pool, options, base_url, environ)
+        warnings += await verify_saas(pool, options, base_url)
     return warnings
 
 

@@ -15,6 +15,7 @@ from byzerllm.providers.registry import SaasOptions, parse
 from byzerllm.routing.instance import Instance
 from byzerllm.routing.worker import Upstream, Worker
 from byzerllm.spec import DeploymentSpec
+from byzerllm.wire.base import Task
 
 Resolve = Callable[[SaasOptions], Awaitable[str]]
 """The base URL of the options' vendor; starts the built-in mock where it is that."""
@@ -40,7 +41,7 @@ class SaasDeployment:
         self._error: ByzerError | None = None
         self.instance = Instance(
             spec.name,
-            parse(spec).task,
+            Task.CHAT,
             load_balance=spec.load_balance,
             max_queue=spec.max_queue,
             queue_timeout=spec.queue_timeout,
@@ -49,23 +50,24 @@ class SaasDeployment:
 
     async def start(self, notify: Notify) -> None:
         try:
-            upstream = await self._upstream(self.spec)
+            options, upstream = await self._upstream(self.spec)
         except ByzerError as error:
             self._error = error
             self.instance.set_unavailable(str(error))
             raise
         self._error = None
+        self.instance.task = options.task
         self.instance.set_unavailable(None)
         self._grow(upstream, 0)
 
     async def change(self, spec: DeploymentSpec, generation: int, notify: Notify) -> None:
-        only_count = _same_but_workers(self.spec, spec)
-        upstream = self.instance.workers[0].upstream if only_count and self.instance.workers else None
-        old = [] if upstream else list(self.instance.workers)
-        upstream = upstream or await self._upstream(spec)
+        options, upstream = await self._upstream(spec)
+        old = list(self.instance.workers)
+        if old and _same_but_workers(self.spec, spec):
+            old, upstream = [], old[0].upstream
         self.spec, self.generation, self._error = spec, generation, None
         self.instance.set_unavailable(None)
-        self.instance.task = parse(spec).task
+        self.instance.task = options.task
         self.instance.max_queue, self.instance.queue_timeout = spec.max_queue, spec.queue_timeout
         if self.instance.load_balance != spec.load_balance:
             self.instance.rebalance(spec.load_balance)
@@ -94,9 +96,9 @@ class SaasDeployment:
     def worker_details(self) -> list[dict[str, Any]]:
         return []
 
-    async def _upstream(self, spec: DeploymentSpec) -> Upstream:
-        options = parse(spec)
-        return saas_upstream(options, await self._base_url(options), self._environ())
+    async def _upstream(self, spec: DeploymentSpec) -> tuple[SaasOptions, Upstream]:
+        options = parse(spec, self._environ())
+        return options, saas_upstream(options, await self._base_url(options))
 
     def _grow(self, upstream: Upstream, first_index: int) -> None:
         now = asyncio.get_running_loop().time()

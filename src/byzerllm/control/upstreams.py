@@ -1,4 +1,4 @@
-"""From a checked spec, or a running engine, to the ``Upstream`` that the relay uses. Secrets are resolved here."""
+"""From a vendor's checked parameters, or a running engine, to the ``Upstream`` that the relay uses."""
 
 from __future__ import annotations
 
@@ -13,37 +13,40 @@ from byzerllm.providers.registry import SaasOptions
 from byzerllm.relay.target import Target, parse_target, proxy_authorization
 from byzerllm.routing.worker import Upstream
 from byzerllm.runtime.base import EngineProcess
-from byzerllm.spec import Timeouts, resolve
+from byzerllm.spec import Timeouts
 from byzerllm.wire import wire
 from byzerllm.wire.base import Task, Wire
 
 USER_AGENT = f"byzerllm/{__version__}"
 
 
-def saas_upstream(options: SaasOptions, base_url: str, environ: Mapping[str, str]) -> Upstream:
+def saas_upstream(options: SaasOptions, base_url: str) -> Upstream:
     """The vendor's endpoint with this instance's key.
 
     Raises:
-        InvalidInput: a reference cannot be resolved, or a value cannot stand in a header.
+        InvalidInput: an address that cannot be used, or a value that cannot stand in a header.
     """
-    target, path, headers = _endpoint(options, base_url, environ)
+    target, path, headers = _endpoint(options, base_url)
     spoken = wire(options.provider.wire)
-    query = {k: resolve(k, v, environ) for k, v in options.query.items()}
     return Upstream(
         wire=spoken,
         target=target,
         model=options.model,
         timeouts=options.timeouts,
         max_retries=options.max_retries,
-        heads=_heads(spoken, target, path, headers, query),
+        heads=_heads(spoken, target, path, headers, options.query),
         defaults={name: msgspec.Raw(text.encode()) for name, text in options.body.items()},
     )
 
 
-def models_request(options: SaasOptions, base_url: str, environ: Mapping[str, str]) -> tuple[Target, str, bytes]:
-    """Target, path prefix and headers (each line ended) of the vendor's free call that lists its models."""
-    target, path, headers = _endpoint(options, base_url, environ)
-    return target, path, _header_lines(target, headers)
+def models_requests(options: SaasOptions, base_url: str) -> tuple[Target, list[tuple[str, bytes]]]:
+    """The vendor's free call that lists its models, as path and whole request; then the same one below ``/v1``, for
+    the case that the address lacks it."""
+    target, prefix, headers = _endpoint(options, base_url)
+    lines = _header_lines(target, headers)
+    own = options.provider.models_path
+    paths = [prefix + own] + ([] if prefix.endswith("/v1") else [f"{prefix}/v1{own}"])
+    return target, [(p, request_head("GET", target, p + _query(options.query), lines) + b"\r\n") for p in paths]
 
 
 def engine_upstream(process: EngineProcess, model: str, timeouts: Timeouts) -> Upstream:
@@ -70,16 +73,16 @@ def request_head(method: str, target: Target, path: str, header_lines: bytes) ->
     return line.encode("ascii") + header_lines
 
 
-def _endpoint(options: SaasOptions, base_url: str, environ: Mapping[str, str]) -> tuple[Target, str, dict[str, str]]:
+def _endpoint(options: SaasOptions, base_url: str) -> tuple[Target, str, dict[str, str]]:
     target, path = parse_target(
         base_url,
-        proxy=resolve("saas.proxies", options.proxy, environ),
+        proxy=options.proxy,
         local_address=options.local_address,
         ca_file=options.ca_file,
     )
-    headers = {name: resolve(name, value, environ) for name, value in options.headers.items()}
+    headers = dict(options.headers)
     if options.provider.auth == "bearer" and options.api_key:
-        headers["Authorization"] = f"Bearer {resolve('saas.api_key', options.api_key, environ)}"
+        headers["Authorization"] = f"Bearer {options.api_key}"
     return target, path, headers
 
 
@@ -87,13 +90,16 @@ def _heads(
     spoken: Wire, target: Target, path: str, headers: Mapping[str, str], query: Mapping[str, str]
 ) -> dict[Task, bytes]:
     lines = _header_lines(target, headers) + b"Content-Type: application/json\r\n"
-    suffix = f"?{urlencode(query)}" if query else ""
     heads: dict[Task, bytes] = {}
     for task in Task:
         own = spoken.path(task)
         if own is not None:
-            heads[task] = request_head("POST", target, f"{path}{own}{suffix}", lines) + b"Content-Length: "
+            heads[task] = request_head("POST", target, f"{path}{own}{_query(query)}", lines) + b"Content-Length: "
     return heads
+
+
+def _query(query: Mapping[str, str]) -> str:
+    return f"?{urlencode(query)}" if query else ""
 
 
 def _header_lines(target: Target, headers: Mapping[str, str]) -> bytes:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import msgspec
 
-from byzerllm.control.upstreams import models_request, request_head
+from byzerllm.control.upstreams import models_requests
 from byzerllm.errors import DeploymentFailed, UpstreamError
 from byzerllm.providers.registry import SaasOptions
 from byzerllm.relay.pool import Pool
@@ -19,7 +17,7 @@ _TIMEOUTS = Timeouts(connect=10, first_byte=20, idle=20, total=30)
 _SKIP = "--no_verify deploys without this check."
 
 
-async def verify_saas(pool: Pool, options: SaasOptions, base_url: str, environ: Mapping[str, str]) -> list[str]:
+async def verify_saas(pool: Pool, options: SaasOptions, base_url: str) -> list[str]:
     """Ask the vendor for its models; returns warnings about what could not be checked.
 
     Raises:
@@ -27,27 +25,27 @@ async def verify_saas(pool: Pool, options: SaasOptions, base_url: str, environ: 
     """
     if not options.provider.models_path:
         return [f"{options.provider.title} has no free call: key and model were not checked."]
-    target, path, headers = models_request(options, base_url, environ)
+    target, requests = models_requests(options, base_url)
     where = f"saas.base_url={options.base_url}"
-    listing = path + options.provider.models_path
-    status, answer_headers, body = await _get(pool, target, listing, headers, where)
+    path, request = requests[0]
+    status, headers, body = await _get(pool, target, request, where)
     models = model_ids(body) if status == 200 else None
-    if models is None and status not in (401, 403, 429) and not path.endswith("/v1"):
-        status_v1, _, body_v1 = await _get(pool, target, f"{path}/v1{options.provider.models_path}", headers, where)
+    if models is None and status not in (401, 403, 429) and len(requests) > 1:
+        status_v1, _, body_v1 = await _get(pool, target, requests[1][1], where)
         if status_v1 in (401, 403) or (status_v1 == 200 and model_ids(body_v1) is not None):
             raise DeploymentFailed(
-                f"{where} has no API (GET {listing}: {status}), but there is one under /v1.",
+                f"{where} has no API (GET {path}: {status}), but there is one under /v1.",
                 hint=f"Use saas.base_url={options.base_url}/v1",
                 param="saas.base_url",
             )
     if models is not None:
         return _check_model(options, models)
-    return _check_status(parse_error(status, answer_headers, body), where, listing)
+    return _check_status(parse_error(status, headers, body), where, path)
 
 
-async def _get(pool: Pool, target: Target, path: str, headers: bytes, where: str) -> tuple[int, dict[str, str], bytes]:
+async def _get(pool: Pool, target: Target, request: bytes, where: str) -> tuple[int, dict[str, str], bytes]:
     try:
-        connection = await pool.exchange(target, request_head("GET", target, path, headers) + b"\r\n", _TIMEOUTS)
+        connection = await pool.exchange(target, request, _TIMEOUTS)
         try:
             body = await connection.read_all(_LIMIT)
             answer_headers = {n.decode("latin-1"): v.decode("latin-1") for n, v in connection.headers}

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 from collections import Counter
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from byzerllm.errors import AuthenticationFailed, Forbidden
 
-_LOOPBACK = frozenset(("localhost", "127.0.0.1", "::1"))
 _BEARER = b"bearer "
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 def _digest(key: bytes) -> bytes:
@@ -49,11 +59,10 @@ class Keys:
 
 
 class Access:
-    """The rule of one listener. ``hosts`` are the names by which it may be addressed without a key."""
+    """The rule of every listener."""
 
-    def __init__(self, keys: Keys, hosts: Iterable[str] = ()) -> None:
+    def __init__(self, keys: Keys) -> None:
         self._keys = keys
-        self._hosts = _LOOPBACK | frozenset(hosts)
         self._known: dict[bytes, bool] = {}  # Host and Origin values seen before
 
     def check_api(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
@@ -106,7 +115,7 @@ class Access:
                 name = urlsplit(text if "://" in text else f"//{text}").hostname
             except ValueError:
                 name = None
-            known = self._known[value] = name in self._hosts
+            known = self._known[value] = bool(name) and is_loopback(name or "")
         return known
 
 

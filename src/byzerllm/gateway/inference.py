@@ -12,8 +12,9 @@ import secrets
 import time
 from typing import Any
 
-from byzerllm.errors import ByzerError, InvalidInput, UpstreamBroken, UpstreamError
+from byzerllm.errors import ByzerError, InvalidInput, Overloaded, UpstreamBroken, UpstreamError
 from byzerllm.gateway.http import JSON, ClientGone, Header, Receive, Scope, Send, header, read_body, send_bytes
+from byzerllm.gateway.protocol import BoundedProtocol
 from byzerllm.relay.connection import Connection
 from byzerllm.relay.pool import Pool
 from byzerllm.routing.failover import retry_delay
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 
 _ERROR_LIMIT = 64 * 1024
 _WHOLE_LIMIT = 64 * 1024  # a whole answer up to here is sent at once, so that a broken one can move elsewhere
+_TAIL = 4096  # bytes of a stream's end in which its finish and usage are looked for
 _PASSED_ON = frozenset((b"openai-processing-ms", b"openai-organization", b"openai-version", b"retry-after"))
 _RATE_LIMIT = b"x-ratelimit-"
 _SSE = b"text/event-stream"
@@ -67,7 +69,7 @@ class Inference:
         call = Call(self._request_id(scope), send, time.monotonic())
         try:
             body = await read_body(scope, receive, self._max_body)
-            call.request = decode_request(task, body, default_model=served_model)
+            call.request = decode_request(task, body, served_model=served_model)
             call.instance = self._table.get(call.request.model)
             _check_task(task, call.instance)
         except ClientGone:
@@ -75,16 +77,20 @@ class Inference:
         except ByzerError as error:
             await _send_error(call, error, extra)
             return
+        await self._while_connected(call, scope["byzerllm.connection"], extra)
+
+    async def _while_connected(self, call: Call, connection: BoundedProtocol, extra: list[Header]) -> None:
+        """Answer the call; when the client goes away, in whatever state that is, this very task is cancelled."""
         owner = asyncio.current_task()
         assert owner is not None
-        watch = asyncio.ensure_future(receive())
 
-        def client_left(_: object) -> None:
+        def client_left() -> None:
             if not call.over:
                 call.gone = True
                 owner.cancel()
 
-        watch.add_done_callback(client_left)
+        if not connection.watch(client_left):
+            return
         try:
             await self._answer(call, extra)
         except asyncio.CancelledError:
@@ -93,8 +99,7 @@ class Inference:
                 raise
         finally:
             call.over = True
-            if not watch.done():
-                watch.cancel()
+            connection.on_lost = None
 
     async def _answer(self, call: Call, extra: list[Header]) -> None:
         instance, outcome = call.instance, "ok"
@@ -121,9 +126,13 @@ class Inference:
         """Lease and try, and try again where that can help; returns the outcome to count."""
         instance = call.instance
         avoid: Worker | None = None
+        failure: UpstreamError | None = None
         attempt = 0
         while True:
-            lease = instance.lease_nowait(avoid) or await instance.lease(avoid)
+            try:
+                lease = instance.lease_nowait(avoid) or await instance.lease(avoid)
+            except Overloaded as refused:  # after a failed attempt, what went wrong there tells more
+                raise failure or refused from None
             with lease:
                 worker = lease.worker
                 waited = time.monotonic() - call.started
@@ -139,6 +148,7 @@ class Inference:
                         raise
                     log.info("%s: attempt %d failed: %s", call.id.decode(), attempt + 1, error.message)
                     instance.forget_attempt(worker)
+                    failure = error
             avoid = worker
             attempt += 1
             if delay:
@@ -187,7 +197,7 @@ class Inference:
                 await send({"type": "http.response.body", "body": body, "more_body": True})
                 body = await connection.read()
                 worker.progress += 1
-                tail = (tail + body)[-4096:]
+                tail = (tail + body)[-_TAIL:]
             call.over = True
             await send({"type": "http.response.body", "body": b""})
         call.instance.stats.count_usage(worker.upstream.wire.usage(tail))
@@ -195,18 +205,21 @@ class Inference:
 
     async def _relay_stream(self, call: Call, worker: Worker, connection: Connection, headers: list[Header]) -> str:
         chunk = await connection.read()
+        if not chunk:
+            raise UpstreamBroken(f"{worker.upstream.target} ended its stream before the first event.")
         call.instance.succeeded(worker)
         call.streaming = True
         call.first_byte = time.monotonic()
         send, read = call.send, connection.read
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        older = old = last = b""
+        tail = b""
         while chunk:
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
             worker.progress += 1
-            older, old, last = old, last, chunk
+            tail += chunk
+            if len(tail) > 4 * _TAIL:
+                tail = tail[-_TAIL:]
             chunk = await read()
-        tail = older + old + last
         end = worker.upstream.wire.stream_end(tail)
         if end is StreamEnd.TRUNCATED:
             raise UpstreamBroken(f"{worker.upstream.target} ended its stream before the answer was whole.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import socket
 import ssl
 from collections.abc import Callable, Iterator
@@ -15,11 +14,12 @@ from typing import Any
 import uvicorn
 
 from byzerllm.errors import Conflict, InvalidInput
-from byzerllm.gateway.access import Access, Keys
+from byzerllm.gateway.access import Access, Keys, is_loopback
 from byzerllm.gateway.events import Emit
 from byzerllm.gateway.protocol import BoundedProtocol
 from byzerllm.gateway.requests import Cors, ListenerRequest
 
+BACKLOG = 4096  # connections that wait to be accepted
 KEEP_ALIVE = 75  # seconds an idle client connection is kept
 
 
@@ -63,7 +63,8 @@ def http_server(app: Any, *, drain_timeout: float, keyfile: str = "", certfile: 
         log_config=None,
         server_header=False,
         date_header=False,
-        backlog=4096,
+        proxy_headers=False,
+        backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=max(1, round(drain_timeout)),
         ssl_keyfile=keyfile or None,
@@ -89,24 +90,24 @@ class Listeners:
             Conflict: the port is taken.
         """
         _check(request, self._keys)
-        bound = _bind(request.host, request.port)
+        bound = await _bind(request.host, request.port)
         scheme = "https" if request.ssl_certfile else "http"
         url = f"{scheme}://{_shown_host(request.host)}:{bound.getsockname()[1]}"
         listener = Listener(
-            access=Access(self._keys, {request.host}),
+            access=Access(self._keys),
             admin=False,
             served_model=request.served_model_name or None,
             cors=request if request.api_key or self._keys.required else None,
             url=url,
         )
-        if request.api_key:
-            self._keys.add(request.api_key)
         server = http_server(
             self._app_for(listener),
             drain_timeout=self._drain_timeout,
             keyfile=request.ssl_keyfile,
             certfile=request.ssl_certfile,
         )
+        if request.api_key:
+            self._keys.add(request.api_key)
         running = asyncio.ensure_future(server.serve(sockets=[bound]))
         emit({"event": "listening", "url": url})
         try:
@@ -118,18 +119,8 @@ class Listeners:
             await asyncio.wait((running,))
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the address."""
-    if host in ("localhost", ""):
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
-
-
 def _check(request: ListenerRequest, keys: Keys) -> None:
-    if not is_loopback(request.host) and not request.api_key and not keys.required:
+    if not is_loopback(request.host or "127.0.0.1") and not request.api_key and not keys.required:
         raise InvalidInput(
             f"A bind to {request.host} opens the API to other machines and needs a key.",
             hint="Add --api_key KEY (env:NAME and file:PATH work), or use --host 127.0.0.1.",
@@ -142,22 +133,27 @@ def _check(request: ListenerRequest, keys: Keys) -> None:
             if not Path(path).is_file():
                 raise InvalidInput(f"--{flag} {path}: there is no such file.", param=flag)
         try:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(request.ssl_certfile, request.ssl_keyfile)
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
+                request.ssl_certfile, request.ssl_keyfile, password=""
+            )
         except (ssl.SSLError, OSError) as error:
             raise InvalidInput(f"--ssl_certfile {request.ssl_certfile}: {error}.", param="ssl_certfile") from None
 
 
-def _bind(host: str, port: int) -> socket.socket:
+async def _bind(host: str, port: int) -> socket.socket:
+    """A socket that listens already: who is told of the address can connect to it."""
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
+        found = await asyncio.get_running_loop().getaddrinfo(
             host.strip("[]") or "127.0.0.1", port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        )
     except (socket.gaierror, OverflowError) as error:
         raise InvalidInput(f"--host {host} --port {port} is no address: {error}.", param="host") from None
+    family, kind, protocol, _, address = found[0]
     bound = socket.socket(family, kind, protocol)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
+        bound.listen(BACKLOG)
     except OSError as error:
         bound.close()
         raise Conflict(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -23,6 +24,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._in_body = False
         self._deadline: asyncio.TimerHandle | None = None
         self._stall: asyncio.TimerHandle | None = None
+        self.on_lost: Callable[[], None] | None = None  # whoever answers a request is told when its client is gone
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -31,6 +33,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._cancel_timers()
         super().connection_lost(exc)
+        if self.on_lost is not None:
+            self.on_lost()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -43,6 +47,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self.scope["byzerllm.connection"] = self  # type: ignore[typeddict-unknown-key]
         self._receiving, self._in_body, self._header_bytes = True, False, 0
 
     def on_url(self, url: bytes) -> None:
@@ -71,6 +76,17 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._stall is not None:
             self._stall.cancel()
             self._stall = None
+
+    def watch(self, on_lost: Callable[[], None]) -> bool:
+        """Have ``on_lost`` called when the client goes away, until ``on_lost`` is set to None; false if it is gone.
+
+        Costs nothing a request, unlike a task that waits for ASGI's disconnect message.
+        """
+        if self.transport.is_closing():
+            return False
+        self.flow.resume_reading()  # a socket that is not read does not tell that its other end is gone
+        self.on_lost = on_lost
+        return True
 
     def _count(self, size: int) -> None:
         self._header_bytes += size

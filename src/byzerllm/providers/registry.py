@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from byzerllm.errors import InvalidInput
-from byzerllm.spec import DeploymentSpec, Timeouts, parse_bool, parse_float, parse_int, unknown
+from byzerllm.spec import DeploymentSpec, Timeouts, as_text, parse_bool, parse_float, parse_int, resolve, unknown
 from byzerllm.wire import wire
 from byzerllm.wire.base import Task
 
@@ -73,7 +73,7 @@ COMMON: dict[str, Param] = {
 
 @dataclass(frozen=True)
 class SaasOptions:
-    """A SaaS instance's parameters, checked. Values may still be ``env:``/``file:`` references, resolved at use."""
+    """A SaaS instance's parameters, checked, with every reference resolved: it holds secrets, and is not kept."""
 
     provider: Provider
     base_url: str
@@ -126,15 +126,16 @@ def secret_params(kind: str) -> frozenset[str]:
     return frozenset(PREFIX + name for name, param in params.items() if param.secret)
 
 
-def parse(spec: DeploymentSpec) -> SaasOptions:
-    """Check a SaaS spec's parameters against its vendor's table.
+def parse(spec: DeploymentSpec, environ: Mapping[str, str]) -> SaasOptions:
+    """Check a SaaS spec's parameters against its vendor's table; ``env:`` and ``file:`` values are resolved first.
 
     Raises:
-        InvalidInput: unknown type or parameter (the nearest is named), a missing or malformed one.
+        InvalidInput: unknown type or parameter (the nearest is named), a missing or malformed one, or a reference to
+            what is not there.
     """
     vendor = provider(spec.kind)
     params = COMMON | vendor.params
-    values, warnings = _values(spec, params)
+    values, warnings = _values(spec, params, environ)
     base_url = _checked_url("saas.base_url", values.get("base_url") or vendor.base_url).rstrip("/")
     model = values.get("model") or (vendor.default_model if base_url == vendor.base_url else None)
     if not model:
@@ -156,10 +157,12 @@ def parse(spec: DeploymentSpec) -> SaasOptions:
     )
 
 
-def _values(spec: DeploymentSpec, params: Mapping[str, Param]) -> tuple[dict[str, str], list[str]]:
+def _values(
+    spec: DeploymentSpec, params: Mapping[str, Param], environ: Mapping[str, str]
+) -> tuple[dict[str, str], list[str]]:
     values: dict[str, str] = {}
     warnings: list[str] = []
-    for key, text in spec.infer_params.items():
+    for key, given in spec.infer_params.items():
         name = key.removeprefix(PREFIX)
         if name not in params or not key.startswith(PREFIX):
             raise unknown("parameter", key, [PREFIX + n for n in params], param=key)
@@ -167,7 +170,10 @@ def _values(spec: DeploymentSpec, params: Mapping[str, Param]) -> tuple[dict[str
         if param.ignored:
             warnings.append(f"{key} has no effect ({param.help})")
             continue
-        _typed(key, param, text)
+        text = resolve(key, given, environ)
+        typed = _typed(key, param, text)
+        if param.kind == "bool":  # "yes" and "on" are for people
+            text = as_text(typed)
         target = param.same_as or name
         if target in values and values[target] != text:
             raise InvalidInput(f"{PREFIX}{target} is given twice, once as {key}.", param=key)

@@ -7,6 +7,7 @@ paused, so a slow client slows its upstream and never fills the memory.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 import httptools
@@ -40,7 +41,7 @@ class Connection(asyncio.Protocol):
         self._buffered = 0
         self._paused = False
         self._head_done = False
-        self._header_bytes = 0
+        self._head_bytes = 0
         self._keep_alive = False
         self._until_eof = False
         self._error: UpstreamError | None = None
@@ -52,6 +53,7 @@ class Connection(asyncio.Protocol):
         self._last = 0.0  # when the last bytes came or went
         self._total_at = 0.0  # when the whole exchange must be over; 0: no exchange
         self._idle_timeout = IDLE_LIFE
+        self._on_closed: Callable[[Connection], None] | None = None
 
     # -- the exchange -------------------------------------------------------------------------------------------
 
@@ -59,15 +61,18 @@ class Connection(asyncio.Protocol):
         """Begin an exchange: write the request and arm its timeouts. The connection must be free."""
         self._parser = httptools.HttpResponseParser(self)
         self.done = self.received = self._head_done = self._until_eof = False
-        self._header_bytes = 0
+        self._head_bytes = 0
         self.headers = []
+        self._on_closed = None
         now = self._loop.time()
         self._silence, self._silence_kind = timeouts.first_byte, "first_byte"
         self._idle_timeout = timeouts.idle
         self._last, self._total_at = now, now + timeouts.total
+        if self._transport is None or self.closed:  # it ended while nobody used it
+            self._fail(UpstreamBroken(f"{self.target} closed the connection without an answer."))
+            return
         self._arm(now)
-        if self._transport is not None:
-            self._transport.write(data)
+        self._transport.write(data)
 
     async def head(self) -> None:
         """Wait for status and headers.
@@ -94,7 +99,7 @@ class Connection(asyncio.Protocol):
         data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         chunks.clear()
         self._buffered = 0
-        if self._paused and self._transport is not None:
+        if self._paused and self._transport is not None and not self.closed:
             self._paused = False
             self._last = self._loop.time()
             self._transport.resume_reading()
@@ -121,9 +126,13 @@ class Connection(asyncio.Protocol):
     def reusable(self) -> bool:
         return self.complete and self._keep_alive and not self.closed
 
-    def release(self) -> None:
-        """End of the exchange on a reusable connection: from now on only the idle life is timed."""
+    def release(self, on_closed: Callable[[Connection], None]) -> None:
+        """End of the exchange on a reusable connection: from now on only the idle life is timed.
+
+        ``on_closed`` is called if the connection ends before the next exchange.
+        """
         self.reused = True
+        self._on_closed = on_closed
         self._parser = None
         self._total_at = 0.0
         self._silence = IDLE_LIFE
@@ -179,7 +188,9 @@ class Connection(asyncio.Protocol):
             if now - self._last >= self._silence:
                 self.abort()
                 return
-        elif not self.done:
+        elif self.done:
+            return  # whole, but not all of it read: only the client is timed now
+        else:
             if now >= self._total_at:
                 self._fail(_timeout("total", self.target, "the whole answer took too long"))
                 return
@@ -209,6 +220,11 @@ class Connection(asyncio.Protocol):
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._fail(UpstreamBroken(f"{self.target} sent what is not HTTP."))
             return
+        if not self._head_done:  # counted here and not by header, since one header may be endless
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEADER_BYTES:
+                self._fail(UpstreamBroken(f"{self.target} sent more than {MAX_HEADER_BYTES} bytes of headers."))
+                return
         self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -223,20 +239,22 @@ class Connection(asyncio.Protocol):
             elif self._error is None:
                 when = "during its answer" if self.received else "without an answer"
                 self._error = UpstreamBroken(f"{self.target} closed the connection {when}.")
+        if self._on_closed is not None:
+            self._on_closed(self)
         self._wake()
 
     # -- httptools callbacks ------------------------------------------------------------------------------------
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._header_bytes += len(name) + len(value)
-        if self._header_bytes > MAX_HEADER_BYTES:
-            self._fail(UpstreamBroken(f"{self.target} sent more than {MAX_HEADER_BYTES} bytes of headers."))
-            return
-        self.headers.append((name.lower(), value))
+        if not self._head_done:  # otherwise a trailer, or the head of a second answer
+            self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         parser = self._parser
         assert parser is not None
+        if self._head_done:  # a second answer behind the first: nobody asked for it
+            self._keep_alive = False
+            return
         self.status = parser.get_status_code()
         if self.status < 200:  # 100 Continue and the like; the answer follows
             self.headers = []
@@ -249,8 +267,7 @@ class Connection(asyncio.Protocol):
             self._arm(self._last)
 
     def on_body(self, body: bytes) -> None:
-        if self.done:  # a second answer behind the first: nobody asked for it
-            self._keep_alive = False
+        if self.done:
             return
         self._chunks.append(body)
         self._buffered += len(body)

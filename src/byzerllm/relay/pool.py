@@ -19,7 +19,7 @@ _PROXY_ANSWER_LIMIT = 16 * 1024
 class Pool:
     """Connections by target, the most recently used first, so that the rest can grow old and be closed.
 
-    ``close()`` ends it; nothing is opened afterwards.
+    ``close()`` ends those that wait for use; a running exchange is ended by whoever runs it.
     """
 
     def __init__(self) -> None:
@@ -64,18 +64,25 @@ class Pool:
         if len(idle) >= MAX_IDLE:
             connection.abort()
             return
-        connection.release()
+        connection.release(self._forget)
         idle.append(connection)
 
     def close(self) -> None:
-        for idle in self._idle.values():
-            for connection in idle:
+        idle, self._idle = self._idle, {}
+        for connections in idle.values():
+            for connection in connections:
                 connection.abort()
-        self._idle.clear()
 
     @property
     def idle(self) -> int:
         return sum(len([c for c in idle if not c.closed]) for idle in self._idle.values())
+
+    def _forget(self, connection: Connection) -> None:
+        idle = self._idle.get(connection.target, [])
+        if connection in idle:
+            idle.remove(connection)
+            if not idle:
+                del self._idle[connection.target]
 
     def _take(self, target: Target) -> Connection | None:
         idle = self._idle.get(target)
@@ -88,20 +95,27 @@ class Pool:
         return None
 
     async def _open(self, target: Target, timeout: float) -> Connection:
+        # Not wait_for: before Python 3.12 it loses a cancel that comes in the very moment of the connection.
+        opening = asyncio.ensure_future(self._connect(target))
         try:
-            connection = await asyncio.wait_for(self._connect(target), timeout)
-        except asyncio.TimeoutError:
-            raise UpstreamTimeout(
-                f"{target}: no connection within {timeout:g} s.", details={"timeout": "connect"}
-            ) from None
+            await asyncio.wait((opening,), timeout=timeout)
+            if not opening.done():
+                raise UpstreamTimeout(f"{target}: no connection within {timeout:g} s.", details={"timeout": "connect"})
+        except BaseException:
+            opening.cancel()
+            opening.add_done_callback(_close_made)
+            raise
+        try:
+            connection = opening.result()
         except ssl.SSLError as error:
             reason = getattr(error, "verify_message", "") or error.reason or str(error)
             raise UpstreamUnreachable(
                 f"{target}: the secure connection failed: {reason}.",
                 hint="saas.ca_file=PATH adds the authority of a private certificate.",
             ) from None
-        except socket.gaierror as error:
-            raise UpstreamUnreachable(f"{target}: the host name cannot be resolved ({error.strerror}).") from None
+        except (socket.gaierror, UnicodeError) as error:  # the latter: a name that DNS cannot have
+            reason = getattr(error, "strerror", None) or error
+            raise UpstreamUnreachable(f"{target}: the host name cannot be resolved ({reason}).") from None
         except OSError as error:
             raise UpstreamUnreachable(f"{target}: {_os_reason(error)}.") from None
         self.opened += 1
@@ -127,10 +141,9 @@ class Pool:
         context = await asyncio.to_thread(tls_context, target.ca_file)
         transport, handshake = await loop.create_connection(_ProxyHandshake, host, port, local_addr=local)
         try:
+            where = f"[{target.host}]:{target.port}" if ":" in target.host else f"{target.host}:{target.port}"
             transport.write(
-                f"CONNECT {target.host}:{target.port} HTTP/1.1\r\nHost: {target.host}:{target.port}\r\n".encode()
-                + proxy_authorization(target.proxy)
-                + b"\r\n"
+                f"CONNECT {where} HTTP/1.1\r\nHost: {where}\r\n".encode() + proxy_authorization(target.proxy) + b"\r\n"
             )
             status = await handshake.answered
             if status != 200:
@@ -168,6 +181,12 @@ class _ProxyHandshake(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.answered.done():
             self.answered.set_exception(ConnectionResetError("the proxy closed the connection"))
+
+
+def _close_made(opening: asyncio.Future[Connection]) -> None:
+    """Nobody waits for the connection any more; it may have been made all the same."""
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().abort()
 
 
 def _os_reason(error: OSError) -> str:

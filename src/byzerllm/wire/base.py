@@ -56,8 +56,9 @@ _STRING = msgspec.json.Decoder(str)
 _encode = msgspec.json.encode
 
 
-def decode_request(task: Task, body: bytes, *, default_model: str | None = None) -> Request:
-    """Read ``model`` and ``stream`` from an OpenAI-shaped body and leave the rest raw.
+def decode_request(task: Task, body: bytes, *, served_model: str | None = None) -> Request:
+    """Read ``model`` and ``stream`` from an OpenAI-shaped body and leave the rest raw. ``served_model`` is taken
+    whatever the body names.
 
     Raises:
         InvalidInput: no JSON object, or ``model`` or ``stream`` is of the wrong kind.
@@ -71,7 +72,7 @@ def decode_request(task: Task, body: bytes, *, default_model: str | None = None)
         model = _STRING.decode(raw_model) if raw_model is not None else None
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise InvalidInput("'model' must be a string.", param="model") from None
-    model = default_model or model
+    model = served_model or model
     if not model:
         raise InvalidInput("'model' is missing: name the instance to call.", param="model")
     stream = bytes(fields.get("stream", b"false"))

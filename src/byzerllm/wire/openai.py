@@ -25,7 +25,7 @@ _PROMPT = re.compile(rb'"prompt_tokens"\s*:\s*(\d+)')
 _COMPLETION = re.compile(rb'"completion_tokens"\s*:\s*(\d+)')
 _TIMINGS = re.compile(rb'"cache_n"\s*:\s*(\d+)\s*,\s*"prompt_n"\s*:\s*(\d+).*"predicted_n"\s*:\s*(\d+)', re.DOTALL)
 _FINISHED = re.compile(rb'"finish_reason"\s*:\s*"[^"]')  # some vendors send "" until the end
-_ERROR_EVENT = re.compile(rb'(?:^|\n)data: ?\{\s*"error"\s*:\s*[{"]')
+_ERROR_EVENT = re.compile(rb'data: ?\{\s*"error"\s*:\s*[{"]')
 _MAX_MESSAGE = 4000
 _MAX_BODY = 64 * 1024
 
@@ -52,7 +52,7 @@ class OpenAIWire:
         return Usage(prompt, _last(_COMPLETION, tail) or 0)
 
     def stream_end(self, tail: bytes) -> StreamEnd:
-        if _ERROR_EVENT.search(tail):
+        if b'"error"' in tail and _ERROR_EVENT.search(tail):
             return StreamEnd.ERROR
         if tail.rstrip().endswith(b"[DONE]") or _FINISHED.search(tail):
             return StreamEnd.COMPLETE

@@ -103,53 +103,70 @@ def _call_piece(event: ToolCall) -> dict[str, Any]:
     return piece
 
 
-def answer_object(events: Iterable[Event], id: str, model: str, created: int) -> tuple[dict[str, Any], Tokens | None]:
-    """One whole answer, and its tokens.
+class Answer:
+    """Collects one whole answer. ``created`` is Unix time in seconds; ``tokens`` has the last counts."""
 
-    Raises:
-        UpstreamError: the events say that the upstream failed, or do not end.
-    """
-    text: list[str] = []
-    reasoning: list[str] = []
-    message: dict[str, Any] = {"role": "assistant", "content": None}
-    calls: dict[int, dict[str, Any]] = {}
-    finish: str | None = None
-    tokens: Tokens | None = None
-    for event in events:
-        if isinstance(event, Text):
-            text.append(event.text)
-        elif isinstance(event, Reasoning):
-            reasoning.append(event.text)
-            if event.signature:
-                message["reasoning_signature"] = event.signature
-        elif isinstance(event, ToolCall):
-            _join_call(calls, event)
-        elif isinstance(event, Tokens):
-            tokens = event
-        elif isinstance(event, Finish):
-            finish = event.reason
-        elif isinstance(event, Failure):
-            raise event.error
-        elif isinstance(event, Started):
-            id, model = event.id or id, event.model or model
-    if finish is None:
-        raise UpstreamBroken("The upstream's answer is not whole: it does not say why it ended.")
-    if text or not calls:
-        message["content"] = "".join(text)
-    if reasoning:
-        message["reasoning_content"] = "".join(reasoning)
-    if calls:
-        message["tool_calls"] = [calls[index] for index in sorted(calls)]
-    answer: dict[str, Any] = {
-        "id": id,
-        "object": "chat.completion",
-        "created": created,
-        "model": model,
-        "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": finish}],
-    }
-    if tokens is not None:
-        answer["usage"] = usage_object(tokens)
-    return answer, tokens
+    def __init__(self, id: str, model: str, created: int) -> None:
+        self.tokens: Tokens | None = None
+        self._id, self._model, self._created = id, model, created
+        self._text: list[str] = []
+        self._reasoning: list[str] = []
+        self._signature = ""
+        self._calls: dict[int, dict[str, Any]] = {}
+        self._finish: str | None = None
+
+    def add(self, event: Event) -> None:
+        """Take the next event.
+
+        Raises:
+            UpstreamError: the upstream reported an error.
+        """
+        match event:
+            case Text(text):
+                self._text.append(text)
+            case Reasoning(text, signature):
+                self._reasoning.append(text)
+                self._signature = signature or self._signature
+            case ToolCall():
+                _join_call(self._calls, event)
+            case Tokens():
+                self.tokens = event
+            case Finish(reason):
+                self._finish = reason
+            case Failure(error):
+                raise error
+            case Started(id, model):
+                self._id, self._model = id or self._id, model or self._model
+
+    def body(self) -> bytes:
+        """The answer's JSON.
+
+        Raises:
+            UpstreamBroken: it did not come to its end.
+        """
+        if self._finish is None:
+            raise UpstreamBroken("The upstream's answer is not whole: it does not say why it ended.")
+        answer: dict[str, Any] = {
+            "id": self._id,
+            "object": "chat.completion",
+            "created": self._created,
+            "model": self._model,
+            "choices": [{"index": 0, "message": self._message(), "logprobs": None, "finish_reason": self._finish}],
+        }
+        if self.tokens is not None:
+            answer["usage"] = usage_object(self.tokens)
+        return _encode(answer)
+
+    def _message(self) -> dict[str, Any]:
+        content = "".join(self._text) if self._text or not self._calls else None
+        message: dict[str, Any] = {"role": "assistant", "content": content}
+        if self._reasoning:
+            message["reasoning_content"] = "".join(self._reasoning)
+        if self._signature:
+            message["reasoning_signature"] = self._signature
+        if self._calls:
+            message["tool_calls"] = [self._calls[index] for index in sorted(self._calls)]
+        return message
 
 
 def _join_call(calls: dict[int, dict[str, Any]], event: ToolCall) -> None:
