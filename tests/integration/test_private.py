@@ -80,9 +80,7 @@ def test_scale_up_leaves_running_workers_alone_and_down_drains(byzer: Byzer, loo
     assert len(grown) == 3
 
     answers: list[Any] = []
-    threads = [
-        threading.Thread(target=lambda: answers.append(ask(byzer, "scaled", max_tokens=600))) for _ in range(3)
-    ]
+    threads = [threading.Thread(target=lambda: answers.append(ask(byzer, "scaled", max_tokens=600))) for _ in range(3)]
     for thread in threads:
         thread.start()
     eventually(lambda: byzer.json("stat", "--model", "scaled")["busy_workers"] == 3)
@@ -167,7 +165,7 @@ def test_undeploy_leaves_no_process(byzer: Byzer, tiny_gguf: Path) -> None:
 
 
 def test_undeploy_waits_for_a_running_request_and_force_does_not(byzer: Byzer, loop_gguf: Path) -> None:
-    for name, force, status in (("patient", (), 200), ("forced", ("--force",), 503)):
+    for name, force, statuses in (("patient", (), {200}), ("forced", ("--force",), {502, 503})):
         deploy(byzer, name, loop_gguf, "--infer_params", "n_ctx=1024")
         answers: list[Any] = []
         asker = threading.Thread(target=lambda n=name, a=answers: a.append(ask(byzer, n, max_tokens=900)))
@@ -175,4 +173,4 @@ def test_undeploy_waits_for_a_running_request_and_force_does_not(byzer: Byzer, l
         eventually(lambda n=name: byzer.json("stat", "--model", n)["busy_workers"] == 1)
         byzer.run("undeploy", "--model", name, *force)
         asker.join()
-        assert answers[0].status == status, answers[0].body
+        assert answers[0].status in statuses, answers[0].body

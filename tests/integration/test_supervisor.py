@@ -94,6 +94,10 @@ class Supervised:
         return self.end()
 
 
+def await_end(pid: int) -> None:
+    eventually(lambda: not psutil.pid_exists(pid), what=f"the end of process {pid}, which is no zombie either")
+
+
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Supervised]]:
     """Starts supervisors, all of one home and port unless told otherwise; nothing of them is left at the end."""
@@ -135,7 +139,7 @@ def test_clients_wait_for_the_next_server_which_is_told_the_secrets(start: Calla
     for _ in range(3):
         before, _, _ = supervised.ask()
         os.kill(before, signal.SIGKILL)
-        eventually(lambda: not psutil.pid_exists(before))
+        await_end(before)
         after, told, _ = supervised.ask()  # never refused
         assert (after != before, told) == (True, "the secret")
     assert after != first
@@ -185,7 +189,7 @@ def test_the_server_outlives_its_supervisor_and_keeps_the_home(start: Callable[.
     assert supervised.ask()[0] == pid
     assert start(port=free_port()).end()[0] == supervisor.EXIT_LOCKED
     os.kill(pid, signal.SIGKILL)
-    eventually(lambda: not psutil.pid_exists(pid))
+    await_end(pid)
     again = start()
     eventually(lambda: again.announced() != pid)
     assert again.stop()[0] == 0
@@ -224,7 +228,7 @@ def test_what_a_killed_server_leaves_is_waited_for(start: Callable[..., Supervis
     os.kill(pid, signal.SIGKILL)
     eventually(lambda: psutil.Process(orphan).ppid() == supervised.process.pid)
     os.kill(orphan, signal.SIGKILL)
-    eventually(lambda: not psutil.pid_exists(orphan), what="the end of the orphan, not a zombie")
+    await_end(orphan)
     eventually(lambda: supervised.announced() != pid)
     os.kill(supervised.ask()[2], signal.SIGKILL)
     assert supervised.stop()[0] == 0

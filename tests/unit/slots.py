@@ -10,9 +10,9 @@ from byzerllm.errors import UpstreamBroken
 from byzerllm.relay.target import Target
 from byzerllm.routing.failover import BREAKER_FAILURES
 from byzerllm.routing.instance import Instance, Lease
-from byzerllm.routing.worker import Upstream, Worker
+from byzerllm.routing.worker import PassThrough, Worker
 from byzerllm.spec import Timeouts
-from byzerllm.wire import wire
+from byzerllm.wire import WIRES
 from byzerllm.wire.base import Task
 
 if TYPE_CHECKING:
@@ -57,9 +57,9 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     return result
 
 
-def upstream() -> Upstream:
-    return Upstream(
-        wire=wire("openai"),
+def upstream() -> PassThrough:
+    return PassThrough(
+        wire=WIRES["openai"],
         target=Target(False, "127.0.0.1", 1),
         model="m",
         timeouts=Timeouts(),

@@ -59,11 +59,11 @@ def test_what_is_wrong_is_named(spec: DeploymentSpec, param: str, words: str) ->
 
 
 def test_the_plan_of_a_private_instance() -> None:
-    plan = engine_plan(private(n_ctx="2048", connect_timeout="1", first_byte_timeout="2", total_timeout="4"))
+    plan = engine_plan(private(n_ctx="2048", connect_timeout="1", first_byte_timeout="2", total_timeout="4"), {})
     assert plan.timeouts == Timeouts(connect=1, first_byte=2, total=4)
     assert (plan.engine.name, plan.model, plan.options.model_path) == ("llama_cpp", "m", "/models/a.gguf")
     assert plan.options.values["n_ctx"] == 2048
-    assert engine_plan(private()).timeouts == Timeouts()
+    assert engine_plan(private(), {}).timeouts == Timeouts()
 
 
 def test_outside_a_model_must_be_there(tmp_path: Path) -> None:

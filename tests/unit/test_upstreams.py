@@ -9,10 +9,11 @@ import msgspec
 import pytest
 
 from byzerllm import __version__
-from byzerllm.control.upstreams import engine_upstream, models_requests, request_head, saas_upstream
+from byzerllm.control.upstreams import engine_upstream, models_requests, saas_upstream
 from byzerllm.errors import InvalidInput
 from byzerllm.providers.registry import SaasOptions, parse
-from byzerllm.relay.target import Target
+from byzerllm.relay.target import Target, request_head
+from byzerllm.routing.worker import PassThrough
 from byzerllm.runtime.base import EngineProcess
 from byzerllm.spec import DeploymentSpec, Timeouts
 from byzerllm.wire import WIRES
@@ -28,13 +29,19 @@ def options(**params: str) -> SaasOptions:
     return parse(DeploymentSpec(name="m", pretrained_model_type="saas/openai", infer_params=named), {})
 
 
+def endpoint(given: SaasOptions, base_url: str) -> PassThrough:
+    found = saas_upstream(given, base_url)
+    assert isinstance(found, PassThrough)
+    return found
+
+
 def head(found: Any, task: Task = Task.CHAT) -> list[str]:
     lines: list[str] = found.heads[task].decode("ascii").split("\r\n")
     return lines
 
 
 def test_a_vendors_request() -> None:
-    found = saas_upstream(options(max_retries="5", timeout="7"), URL)
+    found = endpoint(options(max_retries="5", timeout="7"), URL)
     assert found.request(Task.CHAT, b"{}").decode() == (
         "POST /v1/chat/completions HTTP/1.1\r\n"
         "Host: api.example\r\n"
@@ -51,7 +58,7 @@ def test_a_vendors_request() -> None:
 
 
 def test_headers_query_and_body_fields_of_the_owner() -> None:
-    found = saas_upstream(options(organization="o", api_version="2024 x&y", reasoning_effort="low"), URL)
+    found = endpoint(options(organization="o", api_version="2024 x&y", reasoning_effort="low"), URL)
     assert head(found)[0] == "POST /v1/chat/completions?api-version=2024+x%26y HTTP/1.1"
     assert "OpenAI-Organization: o" in head(found)
     assert {name: bytes(raw) for name, raw in found.defaults.items()} == {"reasoning_effort": b'"low"'}
@@ -60,7 +67,7 @@ def test_headers_query_and_body_fields_of_the_owner() -> None:
 @pytest.mark.parametrize("value", ["sk-1\r\nX-Evil: 1", "sk-\n", "sk-é", "a\tb", "sk-\x7f"])
 def test_a_value_that_no_header_can_carry_is_refused_and_not_shown(value: str) -> None:
     with pytest.raises(InvalidInput, match="header Authorization has characters that no header can carry") as refused:
-        saas_upstream(options(api_key=value), URL)
+        endpoint(options(api_key=value), URL)
     assert "sk" not in refused.value.message
 
 
@@ -90,7 +97,7 @@ def test_through_a_plain_proxy_the_line_has_the_address_and_the_proxys_password(
 
 def test_a_vendor_without_a_key_gets_none() -> None:
     keyless = parse(DeploymentSpec(name="m", pretrained_model_type="saas/mock", infer_params={"saas.api_key": ""}), {})
-    assert not any(line.startswith("Authorization") for line in head(saas_upstream(keyless, "http://127.0.0.1:1")))
+    assert not any(line.startswith("Authorization") for line in head(endpoint(keyless, "http://127.0.0.1:1")))
 
 
 def test_a_format_without_a_task_has_no_head_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +108,7 @@ def test_a_format_without_a_task_has_no_head_for_it(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(WIRES, "chat_only", ChatOnly())
     given = options()
     vendor = msgspec.structs.replace(given.provider, wire="chat_only")
-    assert set(saas_upstream(replace(given, provider=vendor), URL).heads) == {Task.CHAT}
+    assert set(endpoint(replace(given, provider=vendor), URL).heads) == {Task.CHAT}
 
 
 def test_an_engines_request() -> None:

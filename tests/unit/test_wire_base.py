@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from byzerllm.errors import InvalidInput
-from byzerllm.wire import WIRES, wire
+from byzerllm.wire import check_wire
 from byzerllm.wire.base import Task, decode_request, with_model
 
 
@@ -20,9 +20,9 @@ def swapped(body: bytes, model: str = "gpt-x", **defaults: bytes) -> bytes:
 
 
 def test_a_format_is_found_by_its_name_and_an_unknown_one_is_refused() -> None:
-    assert wire("openai") is WIRES["openai"]
-    with pytest.raises(InvalidInput, match=r"Unknown wire format 'telex'\. Known: openai"):
-        wire("telex")
+    check_wire("openai")
+    with pytest.raises(InvalidInput, match=r"Unknown wire format 'telex'\. Known: .*openai"):
+        check_wire("telex")
 
 
 @pytest.mark.parametrize(

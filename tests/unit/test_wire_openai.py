@@ -19,7 +19,7 @@ from byzerllm.errors import (
     error_types,
     from_payload,
 )
-from byzerllm.wire import wire
+from byzerllm.wire import WIRES
 from byzerllm.wire.base import StreamEnd, Task, Usage, decode_request
 from byzerllm.wire.openai import (
     DONE,
@@ -31,7 +31,7 @@ from byzerllm.wire.openai import (
     retry_after,
 )
 
-OPENAI = wire("openai")
+OPENAI = WIRES["openai"]
 
 
 def test_paths_and_body() -> None:

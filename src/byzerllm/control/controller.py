@@ -66,7 +66,7 @@ class Controller:
             runtime=runtime,
             pool=pool,
             store=store,
-            plan=engine_plan,
+            plan=lambda spec: engine_plan(spec, self._secrets.environ(spec.name)),
             take_gpus=self._ledger.take,
             drop_gpus=self._ledger.drop,
             has_room=lambda spec: self._ledger.has_room(spec.gpus_per_worker),
@@ -238,6 +238,9 @@ class Controller:
         if current.state()[0] is State.READY:
             return "unchanged"
         accepted()
+        if isinstance(current, BrokenDeployment):
+            current = self._build(current.spec, current.generation, current.created_at)
+            self._register(current)
         await current.start(notify)
         return "ready"
 

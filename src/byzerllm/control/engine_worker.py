@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from byzerllm.control.state import Phase, WorkerView
-from byzerllm.control.upstreams import engine_upstream, request_head
+from byzerllm.control.upstreams import engine_upstream
 from byzerllm.engines.base import Engine, EngineOptions, Launch
 from byzerllm.errors import DeploymentFailed, UpstreamError
 from byzerllm.relay.pool import Pool
-from byzerllm.relay.target import parse_target
+from byzerllm.relay.target import parse_target, request_head
 from byzerllm.routing.worker import Upstream, Worker
 from byzerllm.runtime.base import EngineProcess, Exit, Runtime
 from byzerllm.spec import Timeouts

@@ -14,7 +14,7 @@ from byzerllm.engines import engine
 from byzerllm.errors import InvalidInput
 from byzerllm.providers import registry
 from byzerllm.relay.pool import Pool
-from byzerllm.spec import DeploymentSpec, Timeouts, check_spec, looks_secret, mask, parse_float
+from byzerllm.spec import DeploymentSpec, Timeouts, check_spec, looks_secret, mask, parse_float, resolve
 
 _TIMEOUTS = ("connect_timeout", "first_byte_timeout", "idle_timeout", "total_timeout")
 
@@ -29,10 +29,10 @@ def check(spec: DeploymentSpec, environ: Mapping[str, str]) -> None:
     if spec.is_saas:
         registry.parse(spec, environ)
     else:
-        engine_plan(spec)
+        engine_plan(spec, environ)
 
 
-def engine_plan(spec: DeploymentSpec) -> EnginePlan:
+def engine_plan(spec: DeploymentSpec, environ: Mapping[str, str]) -> EnginePlan:
     """The engine and its checked options. The four timeouts are ours: they may be given beside the engine's own."""
     if not spec.infer_backend:
         raise InvalidInput(
@@ -41,8 +41,9 @@ def engine_plan(spec: DeploymentSpec) -> EnginePlan:
             param="infer_backend",
         )
     found = engine(spec.infer_backend)
-    own = {k: v for k, v in spec.infer_params.items() if k not in _TIMEOUTS}
-    ours = {k: v for k, v in spec.infer_params.items() if k in _TIMEOUTS}
+    params = {k: resolve(k, v, environ) for k, v in spec.infer_params.items()}
+    own = {k: v for k, v in params.items() if k not in _TIMEOUTS}
+    ours = {k: v for k, v in params.items() if k in _TIMEOUTS}
     given = {k.removesuffix("_timeout"): parse_float(k, v, 0.001) for k, v in ours.items()}
     options = found.parse(msgspec.structs.replace(spec, infer_params=own))
     return EnginePlan(found, options, Timeouts(**given), spec.name)
@@ -57,7 +58,7 @@ async def check_outside(
         ByzerError: the model file, the engine, the key, the address or the model is not as it must be.
     """
     if not spec.is_saas:
-        plan = engine_plan(spec)
+        plan = engine_plan(spec, environ)
         await asyncio.to_thread(plan.engine.check, plan.options)
         return []
     options = registry.parse(spec, environ)

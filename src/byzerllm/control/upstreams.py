@@ -8,15 +8,15 @@ from urllib.parse import urlencode
 import msgspec
 
 from byzerllm import __version__
-from byzerllm.errors import InvalidInput
 from byzerllm.providers.registry import SaasOptions
-from byzerllm.relay.target import Target, parse_target, proxy_authorization
-from byzerllm.routing.worker import Upstream
+from byzerllm.relay.target import Target, header_lines, parse_target, request_head
+from byzerllm.routing.worker import PassThrough, Translated, Upstream
 from byzerllm.runtime.base import EngineProcess
 from byzerllm.spec import Timeouts
-from byzerllm.wire import wire
+from byzerllm.wire import WIRES, translator
 from byzerllm.wire.base import Task, Wire
 
+_JSON = b"Content-Type: application/json\r\n"
 USER_AGENT = f"byzerllm/{__version__}"
 
 
@@ -27,8 +27,19 @@ def saas_upstream(options: SaasOptions, base_url: str) -> Upstream:
         InvalidInput: an address that cannot be used, or a value that cannot stand in a header.
     """
     target, path, headers = _endpoint(options, base_url)
-    spoken = wire(options.provider.wire)
-    return Upstream(
+    spoken = WIRES.get(options.provider.wire)
+    if spoken is None:
+        return Translated(
+            wire=translator(options.provider.wire),
+            target=target,
+            model=options.model,
+            timeouts=options.timeouts,
+            max_retries=options.max_retries,
+            vendor=options.vendor(),
+            prefix=path,
+            lines=_lines(target, headers) + _JSON,
+        )
+    return PassThrough(
         wire=spoken,
         target=target,
         model=options.model,
@@ -43,18 +54,18 @@ def models_requests(options: SaasOptions, base_url: str) -> tuple[Target, list[t
     """The vendor's free call that lists its models, as path and whole request; then the same one below ``/v1``, for
     the case that the address lacks it."""
     target, prefix, headers = _endpoint(options, base_url)
-    lines = _header_lines(target, headers)
+    lines = _lines(target, headers)
     own = options.provider.models_path
     paths = [prefix + own] + ([] if prefix.endswith("/v1") else [f"{prefix}/v1{own}"])
     return target, [(p, request_head("GET", target, p + _query(options.query), lines) + b"\r\n") for p in paths]
 
 
-def engine_upstream(process: EngineProcess, model: str, timeouts: Timeouts) -> Upstream:
+def engine_upstream(process: EngineProcess, model: str, timeouts: Timeouts) -> PassThrough:
     """The private endpoint of an engine process. The retries bridge the moment until a dead process is noticed."""
-    spoken = wire("openai")
+    spoken = WIRES["openai"]
     target, path = parse_target(process.base_url + "/v1")
     headers = {"Authorization": f"Bearer {process.token}"}
-    return Upstream(
+    return PassThrough(
         wire=spoken,
         target=target,
         model=model,
@@ -62,15 +73,6 @@ def engine_upstream(process: EngineProcess, model: str, timeouts: Timeouts) -> U
         max_retries=3,
         heads=_heads(spoken, target, path, headers, {}),
     )
-
-
-def request_head(method: str, target: Target, path: str, header_lines: bytes) -> bytes:
-    """A request's first line and headers, without the empty line. Through a plain proxy the line has the address."""
-    line = f"{method} {path} HTTP/1.1\r\n"
-    if target.proxy and not target.tls:
-        line = f"{method} http://{target.authority}{path} HTTP/1.1\r\n"
-        header_lines += proxy_authorization(target.proxy)
-    return line.encode("ascii") + header_lines
 
 
 def _endpoint(options: SaasOptions, base_url: str) -> tuple[Target, str, dict[str, str]]:
@@ -89,7 +91,7 @@ def _endpoint(options: SaasOptions, base_url: str) -> tuple[Target, str, dict[st
 def _heads(
     spoken: Wire, target: Target, path: str, headers: Mapping[str, str], query: Mapping[str, str]
 ) -> dict[Task, bytes]:
-    lines = _header_lines(target, headers) + b"Content-Type: application/json\r\n"
+    lines = _lines(target, headers) + _JSON
     heads: dict[Task, bytes] = {}
     for task in Task:
         own = spoken.path(task)
@@ -102,9 +104,5 @@ def _query(query: Mapping[str, str]) -> str:
     return f"?{urlencode(query)}" if query else ""
 
 
-def _header_lines(target: Target, headers: Mapping[str, str]) -> bytes:
-    lines = {"Host": target.authority, "User-Agent": USER_AGENT, "Accept": "*/*", **headers}
-    for name, value in lines.items():
-        if not value.isascii() or not value.isprintable():
-            raise InvalidInput(f"The value for the header {name} has characters that no header can carry.", param=name)
-    return "".join(f"{name}: {value}\r\n" for name, value in lines.items()).encode("ascii")
+def _lines(target: Target, headers: Mapping[str, str]) -> bytes:
+    return header_lines({"Host": target.authority, "User-Agent": USER_AGENT, "Accept": "*/*", **headers})

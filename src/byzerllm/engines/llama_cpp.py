@@ -229,7 +229,11 @@ class LlamaCpp:
         gguf.check_model(options.model_path)
         for path, _ in options.values.get("lora_adapters", ()):
             if not Path(path).is_file():
-                raise InvalidInput(f"lora_path={path} does not exist.", param="lora_path")
+                raise InvalidInput(
+                    f"lora_path={path} does not exist.",
+                    hint="Give the whole path: the server runs in another folder.",
+                    param="lora_path",
+                )
             gguf.check_model(path)
 
     def command(self, options: EngineOptions, port: int, token: str) -> Launch:

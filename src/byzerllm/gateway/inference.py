@@ -12,44 +12,21 @@ import secrets
 import time
 from typing import Any
 
-from byzerllm.errors import ByzerError, InvalidInput, Overloaded, UpstreamBroken, UpstreamError
+from byzerllm.errors import ByzerError, InvalidInput, Overloaded, UpstreamError
+from byzerllm.gateway.call import Call
 from byzerllm.gateway.http import JSON, ClientGone, Header, Receive, Scope, Send, header, read_body, send_bytes
+from byzerllm.gateway.passthrough import pass_through
 from byzerllm.gateway.protocol import BoundedProtocol
-from byzerllm.relay.connection import Connection
+from byzerllm.gateway.translation import translate
 from byzerllm.relay.pool import Pool
 from byzerllm.routing.failover import retry_delay
 from byzerllm.routing.instance import Instance
 from byzerllm.routing.table import Table
-from byzerllm.routing.worker import Worker
-from byzerllm.wire.base import Request, StreamEnd, Task, decode_request
+from byzerllm.routing.worker import PassThrough, Translated, Worker
+from byzerllm.wire.base import Task, decode_request
 from byzerllm.wire.openai import error_body, error_event, internal_error
 
 log = logging.getLogger(__name__)
-
-_ERROR_LIMIT = 64 * 1024
-_WHOLE_LIMIT = 64 * 1024  # a whole answer up to here is sent at once, so that a broken one can move elsewhere
-_TAIL = 4096  # bytes of a stream's end in which its finish and usage are looked for
-_PASSED_ON = frozenset((b"openai-processing-ms", b"openai-organization", b"openai-version", b"retry-after"))
-_RATE_LIMIT = b"x-ratelimit-"
-_SSE = b"text/event-stream"
-
-
-class Call:
-    """One request of one client."""
-
-    __slots__ = ("first_byte", "gone", "id", "instance", "over", "queue_ms", "request", "send", "started", "streaming")
-
-    def __init__(self, id: bytes, send: Send, started: float) -> None:
-        self.id = id
-        self.send = send
-        self.started = started
-        self.request: Request
-        self.instance: Instance
-        self.first_byte = 0.0  # when the first byte went to the client; 0: none yet
-        self.queue_ms = 0
-        self.streaming = False
-        self.gone = False  # the client went away
-        self.over = False
 
 
 class Inference:
@@ -155,78 +132,12 @@ class Inference:
                 await asyncio.sleep(delay)
 
     async def _attempt(self, call: Call, worker: Worker, waited: float, extra: list[Header]) -> str:
-        upstream, request = worker.upstream, call.request
-        data = upstream.request(request.task, upstream.wire.body(request, upstream.model, upstream.defaults))
-        connection = await self._pool.exchange(upstream.target, data, upstream.timeouts)
-        try:
-            if connection.status != 200:
-                raise await _upstream_error(connection, worker)
-            call.instance.stats.queue_wait.add(waited)
-            call.queue_ms = int(waited * 1000)
-            content_type, headers = _answer_headers(call, worker, connection, extra)
-            if content_type.startswith(_SSE):
-                return await self._relay_stream(call, worker, connection, headers)
-            return await self._relay_whole(call, worker, connection, headers)
-        finally:
-            self._pool.give_back(connection)
-
-    async def _relay_whole(self, call: Call, worker: Worker, connection: Connection, headers: list[Header]) -> str:
-        parts: list[bytes] = []
-        size = 0
-        while size < _WHOLE_LIMIT:
-            chunk = await connection.read()
-            if not chunk:
-                break
-            parts.append(chunk)
-            size += len(chunk)
-            worker.progress += 1
-            if connection.complete:
-                break
-        call.instance.succeeded(worker)
-        call.first_byte = time.monotonic()
-        body = parts[0] if len(parts) == 1 else b"".join(parts)
-        tail = body[-_WHOLE_LIMIT:]
-        send = call.send
-        if connection.complete:
-            call.over = True
-            await send_bytes(send, 200, body, headers)
-        else:
-            headers += [h for h in connection.headers if h[0] == b"content-length"]
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
-            while body:
-                await send({"type": "http.response.body", "body": body, "more_body": True})
-                body = await connection.read()
-                worker.progress += 1
-                tail = (tail + body)[-_TAIL:]
-            call.over = True
-            await send({"type": "http.response.body", "body": b""})
-        call.instance.stats.count_usage(worker.upstream.wire.usage(tail))
-        return "ok"
-
-    async def _relay_stream(self, call: Call, worker: Worker, connection: Connection, headers: list[Header]) -> str:
-        chunk = await connection.read()
-        if not chunk:
-            raise UpstreamBroken(f"{worker.upstream.target} ended its stream before the first event.")
-        call.instance.succeeded(worker)
-        call.streaming = True
-        call.first_byte = time.monotonic()
-        send, read = call.send, connection.read
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        tail = b""
-        while chunk:
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
-            worker.progress += 1
-            tail += chunk
-            if len(tail) > 4 * _TAIL:
-                tail = tail[-_TAIL:]
-            chunk = await read()
-        end = worker.upstream.wire.stream_end(tail)
-        if end is StreamEnd.TRUNCATED:
-            raise UpstreamBroken(f"{worker.upstream.target} ended its stream before the answer was whole.")
-        call.over = True
-        await send({"type": "http.response.body", "body": b""})
-        call.instance.stats.count_usage(worker.upstream.wire.usage(tail))
-        return "ok" if end is StreamEnd.COMPLETE else "upstream_error"
+        upstream = worker.upstream
+        call.waited = waited
+        if isinstance(upstream, PassThrough):
+            return await pass_through(self._pool, call, worker, upstream, extra)
+        assert isinstance(upstream, Translated)
+        return await translate(self._pool, call, worker, upstream, extra)
 
     def _request_id(self, scope: Scope) -> bytes:
         given = header(scope, b"x-request-id")
@@ -241,39 +152,6 @@ def _check_task(task: Task, instance: Instance) -> None:
         raise InvalidInput(
             f"{instance.name} is an embedding instance: it has no {task.value}.", hint="Use /v1/embeddings."
         )
-
-
-async def _upstream_error(connection: Connection, worker: Worker) -> UpstreamError:
-    body = await connection.read_all(_ERROR_LIMIT)
-    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in connection.headers}
-    error = worker.upstream.wire.error(connection.status, headers, body)
-    if error.status < 400:
-        where = f" to {headers['location']}" if "location" in headers else ""
-        error.message = f"the upstream answered with status {error.status}{where} where 200 was expected"
-        error.status = 502
-    return error
-
-
-def _answer_headers(
-    call: Call, worker: Worker, connection: Connection, extra: list[Header]
-) -> tuple[bytes, list[Header]]:
-    content_type = b"application/json"
-    headers: list[Header] = [
-        (b"x-request-id", call.id),
-        (b"x-byzerllm-worker", b"%d" % worker.index),
-        (b"x-byzerllm-queue-ms", b"%d" % call.queue_ms),
-        *extra,
-    ]
-    for pair in connection.headers:
-        name = pair[0]
-        if name == b"content-type":
-            content_type = pair[1]
-            headers.append(pair)
-        elif name == b"x-request-id":
-            headers.append((b"x-upstream-request-id", pair[1]))
-        elif name in _PASSED_ON or name == b"content-encoding" or name.startswith(_RATE_LIMIT):
-            headers.append(pair)
-    return content_type, headers
 
 
 async def _send_error(call: Call, error: ByzerError, extra: list[Header]) -> None:

@@ -89,7 +89,7 @@ class Listeners:
             InvalidInput: a bind beyond loopback without a key, an address or certificate that cannot be used.
             Conflict: the port is taken.
         """
-        _check(request, self._keys)
+        _check(request)
         bound = await _bind(request.host, request.port)
         scheme = "https" if request.ssl_certfile else "http"
         url = f"{scheme}://{_shown_host(request.host)}:{bound.getsockname()[1]}"
@@ -113,14 +113,16 @@ class Listeners:
         try:
             await asyncio.shield(running)
         finally:
-            if request.api_key:
-                self._keys.remove(request.api_key)
             server.should_exit = True
-            await asyncio.wait((running,))
+            try:
+                await asyncio.wait((running,))
+            finally:  # not before: without a key the listener would answer anyone while it closes
+                if request.api_key:
+                    self._keys.remove(request.api_key)
 
 
-def _check(request: ListenerRequest, keys: Keys) -> None:
-    if not is_loopback(request.host or "127.0.0.1") and not request.api_key and not keys.required:
+def _check(request: ListenerRequest) -> None:
+    if not is_loopback(request.host or "127.0.0.1") and not request.api_key:  # another's key may be gone any moment
         raise InvalidInput(
             f"A bind to {request.host} opens the API to other machines and needs a key.",
             hint="Add --api_key KEY (env:NAME and file:PATH work), or use --host 127.0.0.1.",

@@ -1,4 +1,8 @@
-"""uvicorn's HTTP protocol with the limits that a server in the open needs: slow, silent and oversized clients."""
+"""uvicorn's HTTP protocol with the limits that a server in the open needs: slow, silent and oversized clients.
+
+Besides, it tells whoever answers a request when the client is gone, and it serves a client that offers an upgrade
+(HTTP/2, a websocket) as the plain HTTP/1.1 that its request also is.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,11 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-MAX_HEADER_BYTES = 64 * 1024
+MAX_HEAD_BYTES = 64 * 1024  # of a request's head, beyond those that came with its first bytes
+MAX_PIPELINED = 16  # requests that may wait on a connection before it is not read any further
 HEADER_TIMEOUT = 30.0  # seconds for the request line and headers, from the connection's or request's first byte
 BODY_SILENCE = 60.0  # seconds without a byte of a body that is still to come
 WRITE_STALL = 120.0  # seconds that a client may leave its socket full
@@ -19,7 +25,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._header_bytes = 0
+        self._head_bytes = 0
         self._receiving = False  # a request has begun and is not complete
         self._in_body = False
         self._deadline: asyncio.TimerHandle | None = None
@@ -37,32 +43,34 @@ class BoundedProtocol(HttpToolsProtocol):
             self.on_lost()
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self._deadline is not None and (self._in_body or not self._receiving):
-            self._deadline.cancel()
-            self._deadline = None
-        if self._receiving and self._deadline is None and not self.transport.is_closing():
-            limit = BODY_SILENCE if self._in_body else HEADER_TIMEOUT
-            self._deadline = self.loop.call_later(limit, self._give_up)
+        self._unset_keepalive_if_required()
+        was_in_head = self._receiving and not self._in_body
+        try:
+            self._feed(data)
+        except httptools.HttpParserError:
+            self.send_400_response("This is no HTTP request.")
+        if was_in_head and self._receiving and not self._in_body:  # one header may be endless: count its bytes here
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self.send_400_response("The headers of the request are too large.")
+        self._set_deadline()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self.scope["byzerllm.connection"] = self  # type: ignore[typeddict-unknown-key]
-        self._receiving, self._in_body, self._header_bytes = True, False, 0
-
-    def on_url(self, url: bytes) -> None:
-        self._count(len(url))
-        super().on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._count(len(name) + len(value))
-        super().on_header(name, value)
+        self._receiving, self._in_body, self._head_bytes = True, False, 0
 
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
         self._in_body = True
         super().on_headers_complete()
+        if 0 < len(self.pipeline) < MAX_PIPELINED:  # uvicorn stops reading here; see ``watch``
+            self.flow.resume_reading()
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
         self._receiving = self._in_body = False
         super().on_message_complete()
 
@@ -88,15 +96,32 @@ class BoundedProtocol(HttpToolsProtocol):
         self.on_lost = on_lost
         return True
 
-    def _count(self, size: int) -> None:
-        self._header_bytes += size
-        if self._header_bytes > MAX_HEADER_BYTES:  # the parser turns it into a 400 and the connection is closed
-            raise ValueError("the request's headers are too large")
+    def _feed(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as offer:  # the parser has skipped the body: read it again without the offer
+            method = self.parser.get_method()
+            if method == b"CONNECT":
+                raise httptools.HttpParserError("no proxy") from None
+            head = [b"%b %b HTTP/1.1" % (method, self.url)]
+            head += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
+            self.parser = httptools.HttpRequestParser(self)
+            self._feed(b"\r\n".join([*head, b"", data[offer.args[0] :]]))
+
+    def _set_deadline(self) -> None:
+        """Time whatever the client has to send now; the time that an answer of ours takes is not its affair."""
+        waiting = self._receiving or self.cycle is None or self.cycle.response_complete
+        if self._deadline is not None and (self._in_body or not waiting):
+            self._deadline.cancel()
+            self._deadline = None
+        if waiting and self._deadline is None and not self.transport.is_closing():
+            limit = BODY_SILENCE if self._in_body else HEADER_TIMEOUT
+            self._deadline = self.loop.call_later(limit, self._give_up)
 
     def _give_up(self) -> None:
         self._deadline = None
         if not self.transport.is_closing():
-            if self._receiving and self._in_body:
+            if self._in_body and not self.cycle.response_started:
                 self.transport.write(b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
             self.transport.close()
 

@@ -7,15 +7,15 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import msgspec
 
 from byzerllm.errors import InvalidInput
 from byzerllm.spec import DeploymentSpec, Timeouts, as_text, parse_bool, parse_float, parse_int, resolve, unknown
-from byzerllm.wire import wire
-from byzerllm.wire.base import Task
+from byzerllm.wire import check_wire
+from byzerllm.wire.base import Task, Vendor
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -39,6 +39,11 @@ class Param(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     same_as: str | None = None  # an older name of another parameter
     ignored: bool = False  # accepted from older scripts, without effect
 
+    @property
+    def is_own(self) -> bool:
+        """Whether it goes nowhere by itself: the wire format decides what becomes of it."""
+        return not (self.header or self.query or self.body)
+
 
 class Provider(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One vendor. ``models_path`` is the free call that checks key, address and model ("" where there is none)."""
@@ -53,6 +58,8 @@ class Provider(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     default_model: str | None = None
     models_path: str = ""
     params: dict[str, Param] = {}
+    capabilities: frozenset[str] = frozenset()
+    models: dict[str, dict[str, Any]] = {}  # facts about models, by the beginning of their names
 
 
 # What every vendor takes, whatever its format. Times are in seconds.
@@ -84,10 +91,17 @@ class SaasOptions:
     headers: Mapping[str, str] = field(default_factory=dict)
     query: Mapping[str, str] = field(default_factory=dict)
     body: Mapping[str, str] = field(default_factory=dict)
+    params: Mapping[str, str] = field(default_factory=dict)  # the vendor's own that go nowhere else
     proxy: str = ""
     local_address: str = ""
     ca_file: str = ""
     warnings: tuple[str, ...] = ()
+
+    def vendor(self) -> Vendor:
+        """What a translated format needs to know of this instance."""
+        return Vendor(
+            self.model, self.provider.title, dict(self.params), self.provider.capabilities, self.provider.models
+        )
 
     @property
     def task(self) -> Task:
@@ -102,7 +116,7 @@ def providers() -> dict[str, Provider]:
     for entry in resources.files("byzerllm.providers").iterdir():
         if entry.name.endswith(".toml"):
             provider = msgspec.convert(tomllib.loads(entry.read_text("utf-8")), Provider)
-            wire(provider.wire)
+            check_wire(provider.wire)
             for name in (provider.type, *provider.aliases):
                 found[name] = provider
     return found
@@ -150,6 +164,7 @@ def parse(spec: DeploymentSpec, environ: Mapping[str, str]) -> SaasOptions:
         headers={p.header: values[n] for n, p in params.items() if p.header and n in values},
         query={p.query: values[n] for n, p in params.items() if p.query and n in values},
         body={p.body: _json_value(PREFIX + n, p, values[n]) for n, p in params.items() if p.body and n in values},
+        params={n: values[n] for n, p in vendor.params.items() if n in values and n != "api_key" and p.is_own},
         proxy=values.get("proxies", ""),
         local_address=values.get("local_address", ""),
         ca_file=values.get("ca_file", ""),

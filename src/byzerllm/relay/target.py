@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import functools
 import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import quote, unquote, urlsplit
 
@@ -103,3 +104,24 @@ def tls_context(ca_file: str) -> ssl.SSLContext:
             raise InvalidInput(f"saas.ca_file={ca_file}: {error.strerror or error}.", param="saas.ca_file") from None
     context.set_alpn_protocols(["http/1.1"])
     return context
+
+
+def request_head(method: str, target: Target, path: str, header_lines: bytes) -> bytes:
+    """A request's first line and headers, without the empty line. Through a plain proxy the line has the address."""
+    line = f"{method} {path} HTTP/1.1\r\n"
+    if target.proxy and not target.tls:
+        line = f"{method} http://{target.authority}{path} HTTP/1.1\r\n"
+        header_lines += proxy_authorization(target.proxy)
+    return line.encode("ascii") + header_lines
+
+
+def header_lines(headers: Mapping[str, str]) -> bytes:
+    """Headers as they stand in a request, each line ended.
+
+    Raises:
+        InvalidInput: a value that no header can carry; the message does not show it.
+    """
+    for name, value in headers.items():
+        if not value.isascii() or not value.isprintable():
+            raise InvalidInput(f"The value for the header {name} has characters that no header can carry.", param=name)
+    return "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode("ascii")

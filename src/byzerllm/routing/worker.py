@@ -2,32 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
 
-from byzerllm.relay.target import Target
+from byzerllm.relay.target import Target, header_lines, request_head
 from byzerllm.spec import Timeouts
-from byzerllm.wire.base import Task, Wire
+from byzerllm.wire.base import Outgoing, Task, Translator, Vendor, Wire
+
+Sign = Callable[[str, bytes], Awaitable[tuple[str, Mapping[str, str]]]]
+"""From path and body to the path to send and the headers to add: signatures, tokens that expire."""
 
 
 @dataclass(frozen=True)
 class Upstream:
-    """Where and how requests go; the workers of a SaaS instance share one. ``heads`` has a request head a task,
-    ready but for the body's length."""
+    """Where requests go. The workers that share an address and a key share one; nothing else is shared."""
 
-    wire: Wire
     target: Target
     model: str
     timeouts: Timeouts
     max_retries: int
+
+
+@dataclass(frozen=True)
+class PassThrough(Upstream):
+    """An upstream that speaks what clients speak. ``heads`` has a request head a task, ready but for the length."""
+
+    wire: Wire
     heads: Mapping[Task, bytes]
     defaults: Mapping[str, msgspec.Raw] = field(default_factory=dict)
 
     def request(self, task: Task, body: bytes) -> bytes:
         """The whole request as it goes over the wire."""
         return b"%b%d\r\n\r\n%b" % (self.heads[task], len(body), body)
+
+
+@dataclass(frozen=True)
+class Translated(Upstream):
+    """An upstream with a format of its own. ``prefix`` and ``lines`` (headers, each ended) make the request's head;
+    ``sign`` adds what depends on the request or the time."""
+
+    wire: Translator
+    vendor: Vendor
+    prefix: str
+    lines: bytes
+    sign: Sign | None = None
+
+    async def request(self, outgoing: Outgoing) -> bytes:
+        """The whole request as it goes over the wire.
+
+        Raises:
+            UpstreamError: a credential that has to be fetched could not be.
+        """
+        path, lines = self.prefix + outgoing.path, self.lines + header_lines(outgoing.headers)
+        if self.sign is not None:
+            path, signed = await self.sign(path, outgoing.body)
+            lines += header_lines(signed)
+        head = request_head("POST", self.target, path, lines)
+        return b"%bContent-Length: %d\r\n\r\n%b" % (head, len(outgoing.body), outgoing.body)
 
 
 class Worker:

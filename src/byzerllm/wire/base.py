@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import Enum
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import msgspec
 
 from byzerllm.errors import InvalidInput, UpstreamError
+
+if TYPE_CHECKING:
+    from byzerllm.wire.events import Event, StreamDecoder
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -91,8 +94,77 @@ def with_model(request: Request, model: str, defaults: Mapping[str, msgspec.Raw]
     return _encode(fields)
 
 
+class Vendor(msgspec.Struct, frozen=True):
+    """What a format needs to know of the instance whose request it encodes. ``title`` is for messages to people,
+    ``params`` are the vendor's own parameters without ``saas.``, ``capabilities`` what its table says it can do, and
+    ``models`` facts about its models by the beginning of their names (the longest that fits is meant)."""
+
+    model: str
+    title: str = ""
+    params: dict[str, str] = {}
+    capabilities: frozenset[str] = frozenset()
+    models: dict[str, dict[str, Any]] = {}
+
+    def fact(self, name: str) -> Any:
+        """What the table says of the instance's model under that name, or None."""
+        fitting = sorted((p for p in self.models if self.model.startswith(p)), key=len, reverse=True)
+        return next((self.models[p][name] for p in fitting if name in self.models[p]), None)
+
+    def needs(self, capability: str, field: str) -> None:
+        """Refuse a field that the vendor has nothing for, instead of dropping it.
+
+        Raises:
+            InvalidInput: names field and vendor.
+        """
+        if capability not in self.capabilities:
+            raise InvalidInput(f"{self.title or 'This vendor'} has no {capability}: leave out '{field}'.", param=field)
+
+
+class Outgoing(NamedTuple):
+    """A request in an upstream's format. ``path`` is below the base URL, escaped, with its query."""
+
+    path: str
+    body: bytes
+    headers: Mapping[str, str] = {}
+
+
+class Translator(Protocol):
+    """A format that is not OpenAI's: requests are decoded and encoded anew, answers go through neutral events."""
+
+    name: str
+    tasks: frozenset[Task]
+
+    def request(self, request: Request, vendor: Vendor) -> Outgoing:
+        """The upstream's form of the request.
+
+        Raises:
+            InvalidInput: it asks for what the vendor cannot do, or is malformed.
+        """
+        ...
+
+    def stream(self) -> StreamDecoder:
+        """A decoder for one streamed chat answer."""
+        ...
+
+    def events(self, body: bytes) -> list[Event]:
+        """The events of a whole chat answer; an error inside a 200 answer is a ``Failure``."""
+        ...
+
+    def embeddings(self, body: bytes) -> tuple[list[list[float]], int]:
+        """The vectors of an embedding answer, in the order of the inputs, and the prompt's tokens (0: not said).
+
+        Raises:
+            UpstreamError: the answer reports an error, or is none.
+        """
+        ...
+
+    def error(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
+        """What the upstream's error answer says, with its own status, code, message and request id."""
+        ...
+
+
 class Wire(Protocol):
-    """One format that upstreams speak."""
+    """A format that clients speak too: bodies pass through, only the model's name is exchanged."""
 
     name: str
 

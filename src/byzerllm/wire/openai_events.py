@@ -49,7 +49,7 @@ class StreamEncoder:
         """The bytes of these events; may be none."""
         out: list[bytes] = []
         for event in events:
-            if not self._begun:
+            if not self._begun and isinstance(event, Text | Reasoning | ToolCall | Finish):
                 self._begun = True
                 out.append(self._chunk({"role": "assistant", "content": ""}))
             if isinstance(event, Text):

@@ -1,0 +1,102 @@
+"""The relay of an upstream that speaks what clients speak: its bytes go to the client as they come."""
+
+from __future__ import annotations
+
+import time
+
+from byzerllm.errors import UpstreamBroken
+from byzerllm.gateway.call import SSE, Call, answer_headers, upstream_error
+from byzerllm.gateway.http import Header, send_bytes
+from byzerllm.relay.connection import Connection
+from byzerllm.relay.pool import Pool
+from byzerllm.routing.worker import PassThrough, Worker
+from byzerllm.wire.base import StreamEnd
+
+_WHOLE_LIMIT = 64 * 1024  # a whole answer up to here is sent at once, so that a broken one can move elsewhere
+_TAIL = 4096  # bytes of a stream's end in which its finish and usage are looked for
+
+
+async def pass_through(pool: Pool, call: Call, worker: Worker, upstream: PassThrough, extra: list[Header]) -> str:
+    """One attempt; returns the outcome to count.
+
+    Raises:
+        UpstreamError: it failed; ``call.first_byte`` tells whether the client has seen some of it.
+    """
+    request = call.request
+    data = upstream.request(request.task, upstream.wire.body(request, upstream.model, upstream.defaults))
+    connection = await pool.exchange(upstream.target, data, upstream.timeouts)
+    try:
+        if connection.status != 200:
+            raise await upstream_error(connection, upstream)
+        call.instance.stats.queue_wait.add(call.waited)
+        content_type, headers = answer_headers(call, worker, connection, extra)
+        headers.append((b"content-type", content_type))
+        if content_type.startswith(SSE):
+            return await _stream(call, worker, upstream, connection, headers)
+        return await _whole(call, worker, upstream, connection, headers)
+    finally:
+        pool.give_back(connection)
+
+
+async def _whole(
+    call: Call, worker: Worker, upstream: PassThrough, connection: Connection, headers: list[Header]
+) -> str:
+    parts: list[bytes] = []
+    size = 0
+    while size < _WHOLE_LIMIT:
+        chunk = await connection.read()
+        if not chunk:
+            break
+        parts.append(chunk)
+        size += len(chunk)
+        worker.progress += 1
+        if connection.complete:
+            break
+    call.instance.succeeded(worker)
+    call.first_byte = time.monotonic()
+    body = parts[0] if len(parts) == 1 else b"".join(parts)
+    tail = body
+    send = call.send
+    if connection.complete:
+        call.over = True
+        await send_bytes(send, 200, body, headers)
+    else:
+        headers += [h for h in connection.headers if h[0] == b"content-length"]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        while body:
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+            body = await connection.read()
+            worker.progress += 1
+            tail = (tail + body)[-_TAIL:]
+        call.over = True
+        await send({"type": "http.response.body", "body": b""})
+    call.instance.stats.count_usage(upstream.wire.usage(tail))
+    return "ok"
+
+
+async def _stream(
+    call: Call, worker: Worker, upstream: PassThrough, connection: Connection, headers: list[Header]
+) -> str:
+    chunk = await connection.read()
+    if not chunk:
+        raise UpstreamBroken(f"{upstream.target} ended its stream before the first event.")
+    call.instance.succeeded(worker)
+    call.streaming = True
+    call.first_byte = time.monotonic()
+    send, read = call.send, connection.read
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    tail = b""
+    while chunk:
+        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        worker.progress += 1
+        tail += chunk
+        if len(tail) > 4 * _TAIL:
+            tail = tail[-_TAIL:]
+        chunk = await read()
+    end = upstream.wire.stream_end(tail)
+    if end is StreamEnd.TRUNCATED:
+        raise UpstreamBroken(f"{upstream.target} ended its stream before the answer was whole.")
+    call.over = True
+    await send({"type": "http.response.body", "body": b""})
+    call.instance.stats.count_usage(upstream.wire.usage(tail))
+    return "ok" if end is StreamEnd.COMPLETE else "upstream_error"
