@@ -1,4 +1,4 @@
-"""``python -m benchmarks.run [gateway] [paced] [deploy] [memory]``: see README.md in this folder."""
+"""``python -m benchmarks.run [gateway] [paced] [deploy] [memory] [wire]``: see README.md in this folder."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import argparse
 import os
 import sys
 
-from benchmarks import contenders, deploy, gateway, memory, paced
+from benchmarks import contenders, deploy, gateway, memory, paced, wire
 
-NAMES = ("gateway", "paced", "deploy", "memory")
+NAMES = ("gateway", "paced", "deploy", "memory", "wire")
 
 
 def main() -> int:
@@ -40,7 +40,7 @@ def _run(name: str, options: argparse.Namespace) -> int:
         return paced.run(options.seconds)
     if name == "deploy":
         return deploy.run(rounds=5)
-    return memory.run()
+    return memory.run() if name == "memory" else wire.run()
 
 
 def _pin() -> None:

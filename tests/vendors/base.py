@@ -28,7 +28,7 @@ class FakeVendor:
     """One vendor's side of a wire format.
 
     ``deploy``: the flags that deploy an instance of it, with ``{url}`` for the fake's address. ``supports``: which of
-    text, reasoning, tools, usage, cached (cached prompt tokens), vision, json_schema the format has.
+    reasoning, tools, usage and length (it tells when an answer was cut at max_tokens) the format has.
     """
 
     wire: str
