@@ -147,7 +147,7 @@ def test_a_whole_answer_says_the_same(fake: FakeVendor) -> None:
 def test_why_it_ended(fake: FakeVendor, reason: Any) -> None:
     if reason == "length" and "length" not in fake.supports:
         return
-    script = [Text("x"), Tokens(1, 1), Finish(reason)]
+    script: list[Event] = [Text("x"), Tokens(1, 1), Finish(reason)]
     for events in (stream_of(fake, fake.stream(script)), translator(fake.wire).events(fake.answer(script))):
         assert [e.reason for e in events if isinstance(e, Finish)] == [reason]
 
