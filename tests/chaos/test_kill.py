@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import threading
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,10 @@ def kill(pid: int, number: int = signal.SIGKILL) -> None:
 
 def text(answer: Any) -> str:
     return str(answer.json()["choices"][0]["message"]["content"])
+
+
+def goes_on(byzer: Byzer, killed: int, answers: list[str], wanted: int) -> bool:
+    return byzer.pid != killed and len(answers) > wanted
 
 
 def test_a_killed_engine_comes_back(fresh_byzer: Byzer, tiny_gguf: Path) -> None:
@@ -107,7 +112,7 @@ def test_killed_again_and_again_under_load(fresh_byzer: Byzer, tiny_gguf: Path) 
     for _ in range(3):
         before, answered = byzer.pid, len(good)
         kill(before)
-        eventually(lambda p=before, n=answered: byzer.pid != p and len(good) > n + 10, 20)
+        eventually(partial(goes_on, byzer, before, good, answered + 10), 20)
     stop.set()
     for asker in askers:
         asker.join()

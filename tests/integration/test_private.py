@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,14 @@ def pids(byzer: Byzer, name: str) -> list[int]:
 def ask(byzer: Byzer, name: str, **fields: Any) -> Any:
     body = {"model": name, "messages": [{"role": "user", "content": "hello world"}], **fields}
     return byzer.http("POST", "/v1/chat/completions", body)
+
+
+def append_answer(answers: list[Any], byzer: Byzer, name: str) -> None:
+    answers.append(ask(byzer, name, max_tokens=900))
+
+
+def is_busy(byzer: Byzer, name: str) -> bool:
+    return bool(byzer.json("stat", "--model", name)["busy_workers"] == 1)
 
 
 def test_a_gguf_answers_with_its_text(byzer: Byzer, tiny_gguf: Path) -> None:
@@ -168,9 +177,9 @@ def test_undeploy_waits_for_a_running_request_and_force_does_not(byzer: Byzer, l
     for name, force, statuses in (("patient", (), {200}), ("forced", ("--force",), {502, 503})):
         deploy(byzer, name, loop_gguf, "--infer_params", "n_ctx=1024")
         answers: list[Any] = []
-        asker = threading.Thread(target=lambda n=name, a=answers: a.append(ask(byzer, n, max_tokens=900)))
+        asker = threading.Thread(target=append_answer, args=(answers, byzer, name))
         asker.start()
-        eventually(lambda n=name: byzer.json("stat", "--model", n)["busy_workers"] == 1)
+        eventually(partial(is_busy, byzer, name))
         byzer.run("undeploy", "--model", name, *force)
         asker.join()
         assert answers[0].status in statuses, answers[0].body

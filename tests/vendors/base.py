@@ -37,7 +37,7 @@ class FakeVendor:
     stream: Callable[[Script], bytes]  # a whole streamed answer
     answer: Callable[[Script], bytes]  # a whole answer that is not streamed
     error: Callable[[int, str, str], VendorError]  # status, vendor's code, message
-    error_in_answer: Callable[[str, str], bytes] | None = None  # an error inside a 200 answer, where the vendor does that
+    error_in_answer: Callable[[str, str], bytes] | None = None  # inside a 200 answer, where the vendor does that
     error_in_stream: Callable[[Script, str, str], bytes] | None = None  # the script's pieces, then an error
     stream_type: str = "text/event-stream"
     ends_by_itself: bool = True  # false: the end of the connection is the end of the stream, nothing marks it
