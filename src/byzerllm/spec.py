@@ -21,6 +21,7 @@ MAX_WORKERS = 100_000
 MASK = "******"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,127}")
+_JSON_OBJECT = re.compile(r"[^\s={]+=\s*\{.*\}\s*", re.DOTALL)
 _TRUE = frozenset(("true", "1", "yes", "on"))
 _FALSE = frozenset(("false", "0", "no", "off"))
 
@@ -98,7 +99,8 @@ def _at_least(flag: str, value: float, low: float, high: float = 1e9) -> None:
 
 
 def parse_params(tokens: Iterable[str]) -> dict[str, str]:
-    """``k=v`` words as a dict; a token may hold several, quoted as in a shell.
+    """``k=v`` words as a dict; a token may hold several, quoted as in a shell. A value that is a JSON object keeps its
+    quotes.
 
     Raises:
         InvalidInput: a word without ``=`` or without a name.
@@ -106,7 +108,9 @@ def parse_params(tokens: Iterable[str]) -> dict[str, str]:
     params: dict[str, str] = {}
     for token in tokens:
         try:
-            words = shlex.split(token)
+            words = (
+                [token] if _JSON_OBJECT.fullmatch(token) and _is_json(token.partition("=")[2]) else shlex.split(token)
+            )
         except ValueError as error:
             raise InvalidInput(f"--infer_params {token!r}: {error}.", param="infer_params") from None
         for word in words:
@@ -115,6 +119,14 @@ def parse_params(tokens: Iterable[str]) -> dict[str, str]:
                 raise InvalidInput(f"--infer_params {word!r} is not of the form name=value.", param="infer_params")
             params[key] = value
     return params
+
+
+def _is_json(text: str) -> bool:
+    try:
+        msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        return False
+    return True
 
 
 def as_text(value: Any) -> str:
@@ -233,7 +245,7 @@ def mask(params: Mapping[str, str], secret: Iterable[str]) -> dict[str, str]:
     return {k: MASK if k in hidden and v and not is_reference(v) else v for k, v in params.items()}
 
 
-_LOOKS_SECRET = re.compile(r"key|token|secret|password|credential|auth", re.IGNORECASE)
+_LOOKS_SECRET = re.compile(r"key|token|secret|password|credential|auth|extra_headers", re.IGNORECASE)
 
 
 def looks_secret(name: str) -> bool:

@@ -25,7 +25,7 @@ from byzerllm.control.secrets import Secrets
 from byzerllm.control.state import State
 from byzerllm.control.store import SavedDeployment, Store
 from byzerllm.errors import ByzerError, Conflict
-from byzerllm.providers.registry import SaasOptions, parse
+from byzerllm.providers.parse import SaasOptions, parse
 from byzerllm.relay.pool import Pool
 from byzerllm.routing.table import Table, no_such_model
 from byzerllm.runtime.base import Runtime

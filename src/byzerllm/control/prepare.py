@@ -8,11 +8,12 @@ from collections.abc import Mapping
 import msgspec
 
 from byzerllm.control.engine_worker import EnginePlan
-from byzerllm.control.upstreams import saas_upstream
+from byzerllm.control.upstreams import saas_upstreams
 from byzerllm.control.verify import verify_saas
 from byzerllm.engines import engine
 from byzerllm.errors import InvalidInput
-from byzerllm.providers import registry
+from byzerllm.providers.parse import parse
+from byzerllm.providers.registry import secret_params
 from byzerllm.relay.pool import Pool
 from byzerllm.spec import DeploymentSpec, Timeouts, check_spec, looks_secret, mask, parse_float, resolve
 
@@ -27,7 +28,7 @@ def check(spec: DeploymentSpec, environ: Mapping[str, str]) -> None:
     """
     check_spec(spec)
     if spec.is_saas:
-        registry.parse(spec, environ)
+        parse(spec, environ)
     else:
         engine_plan(spec, environ)
 
@@ -61,8 +62,8 @@ async def check_outside(
         plan = engine_plan(spec, environ)
         await asyncio.to_thread(plan.engine.check, plan.options)
         return []
-    options = registry.parse(spec, environ)
-    saas_upstream(options, base_url)
+    options = parse(spec, environ)
+    saas_upstreams(options, base_url)
     warnings = list(options.warnings)
     if verify:
         warnings += await verify_saas(pool, options, base_url)
@@ -73,7 +74,7 @@ def masked_params(spec: DeploymentSpec) -> dict[str, str]:
     """The parameters as they may be shown."""
     names = [k for k in spec.infer_params if looks_secret(k)]
     try:
-        names += registry.secret_params(spec.kind) if spec.is_saas else engine(spec.infer_backend).secret_params
+        names += secret_params(spec.kind) if spec.is_saas else engine(spec.infer_backend).secret_params
     except InvalidInput:  # a type or engine that is gone: hide everything
         names += spec.infer_params
     return mask(spec.infer_params, names)

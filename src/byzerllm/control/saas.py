@@ -9,9 +9,9 @@ from typing import Any
 from byzerllm.control.deployment import Notify
 from byzerllm.control.drain import wait_until_drained
 from byzerllm.control.state import State
-from byzerllm.control.upstreams import saas_upstream
+from byzerllm.control.upstreams import saas_upstreams
 from byzerllm.errors import ByzerError
-from byzerllm.providers.registry import SaasOptions, parse
+from byzerllm.providers.parse import SaasOptions, parse
 from byzerllm.routing.instance import Instance
 from byzerllm.routing.worker import Upstream, Worker
 from byzerllm.spec import DeploymentSpec
@@ -39,6 +39,7 @@ class SaasDeployment:
         self._base_url = base_url
         self._environ = environ
         self._error: ByzerError | None = None
+        self._current: list[Upstream] = []  # one for each key
         self.instance = Instance(
             spec.name,
             Task.CHAT,
@@ -50,7 +51,7 @@ class SaasDeployment:
 
     async def start(self, notify: Notify) -> None:
         try:
-            options, upstream = await self._upstream(self.spec)
+            options, upstreams = await self._upstreams(self.spec)
         except ByzerError as error:
             self._error = error
             self.instance.set_unavailable(str(error))
@@ -58,13 +59,13 @@ class SaasDeployment:
         self._error = None
         self.instance.task = options.task
         self.instance.set_unavailable(None)
-        self._grow(upstream, 0)
+        self._grow(upstreams, 0)
 
     async def change(self, spec: DeploymentSpec, generation: int, notify: Notify) -> None:
-        options, upstream = await self._upstream(spec)
+        options, upstreams = await self._upstreams(spec)
         old = list(self.instance.workers)
         if old and _same_but_workers(self.spec, spec):
-            old, upstream = [], old[0].upstream
+            old, upstreams = [], self._current
         self.spec, self.generation, self._error = spec, generation, None
         self.instance.set_unavailable(None)
         self.instance.task = options.task
@@ -73,7 +74,7 @@ class SaasDeployment:
             self.instance.rebalance(spec.load_balance)
         kept = len(self.instance.workers) - len(old)
         leaving = old or self.instance.workers[spec.num_workers :]
-        self._grow(upstream, kept)
+        self._grow(upstreams, kept)
         for worker in leaving:
             self.instance.retire(worker, lambda: None)
 
@@ -96,13 +97,16 @@ class SaasDeployment:
     def worker_details(self) -> list[dict[str, Any]]:
         return []
 
-    async def _upstream(self, spec: DeploymentSpec) -> tuple[SaasOptions, Upstream]:
+    async def _upstreams(self, spec: DeploymentSpec) -> tuple[SaasOptions, list[Upstream]]:
         options = parse(spec, self._environ())
-        return options, saas_upstream(options, await self._base_url(options))
+        return options, saas_upstreams(options, await self._base_url(options))
 
-    def _grow(self, upstream: Upstream, first_index: int) -> None:
+    def _grow(self, upstreams: list[Upstream], first_index: int) -> None:
+        """Worker i has key i modulo their number."""
+        self._current = upstreams
         now = asyncio.get_running_loop().time()
         for index in range(first_index, self.spec.num_workers):
+            upstream = upstreams[index % len(upstreams)]
             self.instance.add(Worker(index, str(index), self.spec.worker_concurrency or 1, upstream, now))
 
 

@@ -2,107 +2,168 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import posixpath
+import re
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 import msgspec
 
 from byzerllm import __version__
-from byzerllm.providers.registry import SaasOptions
+from byzerllm.control.signing import signer
+from byzerllm.control.tokens import Token
+from byzerllm.providers.parse import SaasOptions
 from byzerllm.relay.target import Target, header_lines, parse_target, request_head
-from byzerllm.routing.worker import PassThrough, Translated, Upstream
+from byzerllm.routing.worker import Framed, Media, PassThrough, Translated, Upstream
 from byzerllm.runtime.base import EngineProcess
 from byzerllm.spec import Timeouts
-from byzerllm.wire import WIRES, translator
-from byzerllm.wire.base import Task, Wire
+from byzerllm.wire import MEDIA, WIRES, media_format, translator
+from byzerllm.wire.base import FrameTranslator, Task, Wire
 
+_VERSION = re.compile(r"/v\d[^/]*(/|$)")
 _JSON = b"Content-Type: application/json\r\n"
 USER_AGENT = f"byzerllm/{__version__}"
+ENGINE_TASKS = {
+    Task.CHAT: frozenset((Task.CHAT, Task.COMPLETION, Task.RESPONSES)),
+    Task.EMBEDDING: frozenset((Task.EMBEDDING,)),
+}
 
 
-def saas_upstream(options: SaasOptions, base_url: str) -> Upstream:
-    """The vendor's endpoint with this instance's key.
+def saas_upstreams(options: SaasOptions, base_url: str) -> list[Upstream]:
+    """The vendor's endpoint with each of the instance's keys.
 
     Raises:
         InvalidInput: an address that cannot be used, or a value that cannot stand in a header.
     """
-    target, path, headers = _endpoint(options, base_url)
+    return [_saas_upstream(own, base_url) for own in options.per_key()]
+
+
+def _saas_upstream(options: SaasOptions, base_url: str) -> Upstream:
+    end = _endpoint(options, base_url)
+    defaults = {name: msgspec.Raw(text.encode()) for name, text in options.body.items()}
     spoken = WIRES.get(options.provider.wire)
     if spoken is None:
-        return Translated(
-            wire=translator(options.provider.wire),
-            target=target,
-            model=options.model,
-            timeouts=options.timeouts,
-            max_retries=options.max_retries,
-            vendor=options.vendor(),
-            prefix=path,
-            lines=_lines(target, headers) + _JSON,
-        )
+        return _foreign(options, end, defaults)
+    voice = options.vendor().fact("voice")
+    if voice is not None:
+        defaults.setdefault("voice", msgspec.Raw(msgspec.json.encode(voice)))
     return PassThrough(
         wire=spoken,
-        target=target,
+        target=end.target,
         model=options.model,
         timeouts=options.timeouts,
         max_retries=options.max_retries,
-        heads=_heads(spoken, target, path, headers, options.query),
-        defaults={name: msgspec.Raw(text.encode()) for name, text in options.body.items()},
+        heads=_heads(spoken, end, {*(options.provider.tasks or Task), options.task}),
+        defaults=defaults,
     )
 
 
+def _foreign(options: SaasOptions, end: _Endpoint, defaults: Mapping[str, msgspec.Raw]) -> Media | Translated:
+    sign = signer(options.provider.auth, options)
+    common: dict[str, Any] = {
+        "target": end.target,
+        "model": options.model,
+        "timeouts": options.timeouts,
+        "max_retries": options.max_retries,
+        "vendor": options.vendor(),
+        "prefix": end.path,
+        "query": urlencode(end.query),
+        "lines": _lines(end.target, end.headers),
+        "defaults": defaults,
+        "sign": sign,
+        "renew": sign.renew if isinstance(sign, Token) else None,
+    }
+    name = options.provider.wire
+    if name in MEDIA:
+        return Media(wire=media_format(name), **common)
+    wire = translator(name)
+    if isinstance(wire, FrameTranslator):
+        return Framed(wire=wire, **common)
+    return Translated(wire=wire, **common)
+
+
 def models_requests(options: SaasOptions, base_url: str) -> tuple[Target, list[tuple[str, bytes]]]:
-    """The vendor's free call that lists its models, as path and whole request; then the same one below ``/v1``, for
-    the case that the address lacks it."""
-    target, prefix, headers = _endpoint(options, base_url)
-    lines = _lines(target, headers)
-    own = options.provider.models_path
-    paths = [prefix + own] + ([] if prefix.endswith("/v1") else [f"{prefix}/v1{own}"])
-    return target, [(p, request_head("GET", target, p + _query(options.query), lines) + b"\r\n") for p in paths]
+    """The vendor's free call that lists its models, as path and whole request; then, where the user gave an address
+    without a version, the same one below ``/v1``."""
+    end = _endpoint(options, base_url)
+    lines = _lines(end.target, end.headers)
+    own, _, own_query = options.provider.models_path.partition("?")
+    query = "&".join(filter(None, (own_query, urlencode(end.query))))
+    paths = [posixpath.normpath(end.path + own)]
+    if options.base_url != options.own_url and not _VERSION.search(end.path):
+        paths.append(f"{end.path}/v1{own}")
+    return end.target, [
+        (path, request_head("GET", end.target, path + (f"?{query}" if query else ""), lines) + b"\r\n")
+        for path in paths
+    ]
 
 
-def engine_upstream(process: EngineProcess, model: str, timeouts: Timeouts) -> PassThrough:
+def engine_upstream(process: EngineProcess, model: str, timeouts: Timeouts, task: Task) -> PassThrough:
     """The private endpoint of an engine process. The retries bridge the moment until a dead process is noticed."""
     spoken = WIRES["openai"]
     target, path = parse_target(process.base_url + "/v1")
-    headers = {"Authorization": f"Bearer {process.token}"}
+    end = _Endpoint(target, path, {"Authorization": f"Bearer {process.token}"}, {})
     return PassThrough(
         wire=spoken,
         target=target,
         model=model,
         timeouts=timeouts,
         max_retries=3,
-        heads=_heads(spoken, target, path, headers, {}),
+        heads=_heads(spoken, end, ENGINE_TASKS[task]),
     )
 
 
-def _endpoint(options: SaasOptions, base_url: str) -> tuple[Target, str, dict[str, str]]:
+class _Endpoint(NamedTuple):
+    target: Target
+    path: str
+    headers: dict[str, str]
+    query: dict[str, str]
+
+
+def _endpoint(options: SaasOptions, base_url: str) -> _Endpoint:
+    """Address and key, as the table's ``auth`` says; the user's own headers go before all others."""
     target, path = parse_target(
         base_url,
         proxy=options.proxy,
         local_address=options.local_address,
         ca_file=options.ca_file,
     )
-    headers = dict(options.headers)
-    if options.provider.auth == "bearer" and options.api_key:
-        headers["Authorization"] = f"Bearer {options.api_key}"
-    return target, path, headers
+    headers, query = _key(options) if options.api_key else ({}, {})
+    return _Endpoint(target, path, _merged(headers, options.headers), {**options.query, **query})
 
 
-def _heads(
-    spoken: Wire, target: Target, path: str, headers: Mapping[str, str], query: Mapping[str, str]
-) -> dict[Task, bytes]:
-    lines = _lines(target, headers) + _JSON
+def _key(options: SaasOptions) -> tuple[dict[str, str], dict[str, str]]:
+    """The key as header or as part of the query; neither where it only signs."""
+    kind, _, name = options.provider.auth.partition(":")
+    if kind == "bearer":
+        return {"Authorization": f"Bearer {options.bearer}"}, {}
+    if kind == "bearer;":
+        return {"Authorization": f"Bearer;{options.api_key}"}, {}
+    if kind == "header":
+        return {name: options.api_key}, {}
+    return {}, {name: options.api_key} if kind == "query" else {}
+
+
+def _heads(spoken: Wire, end: _Endpoint, tasks: Collection[Task]) -> dict[Task, bytes]:
+    lines = _lines(end.target, end.headers)
+    query = f"?{urlencode(end.query)}" if end.query else ""
     heads: dict[Task, bytes] = {}
     for task in Task:
         own = spoken.path(task)
-        if own is not None:
-            heads[task] = request_head("POST", target, f"{path}{own}{_query(query)}", lines) + b"Content-Length: "
+        if own is not None and task in tasks:
+            kind = b"" if task is Task.TRANSCRIPTION else _JSON  # a form says its kind itself
+            heads[task] = (
+                request_head("POST", end.target, f"{end.path}{own}{query}", lines + kind) + b"Content-Length: "
+            )
     return heads
 
 
-def _query(query: Mapping[str, str]) -> str:
-    return f"?{urlencode(query)}" if query else ""
-
-
 def _lines(target: Target, headers: Mapping[str, str]) -> bytes:
-    return header_lines({"Host": target.authority, "User-Agent": USER_AGENT, "Accept": "*/*", **headers})
+    return header_lines(_merged({"Host": target.authority, "User-Agent": USER_AGENT, "Accept": "*/*"}, headers))
+
+
+def _merged(headers: Mapping[str, str], more: Mapping[str, str]) -> dict[str, str]:
+    """Both; ``more`` goes before, and header names are the same in any case."""
+    replaced = {name.lower() for name in more}
+    return {**{n: v for n, v in headers.items() if n.lower() not in replaced}, **more}

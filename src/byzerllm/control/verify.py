@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import msgspec
 
+from byzerllm.control.signing import signer
+from byzerllm.control.tokens import Token
 from byzerllm.control.upstreams import models_requests
 from byzerllm.errors import DeploymentFailed, UpstreamError
-from byzerllm.providers.registry import SaasOptions
+from byzerllm.providers.parse import SaasOptions
 from byzerllm.relay.pool import Pool
 from byzerllm.relay.target import Target
 from byzerllm.spec import Timeouts, nearest
@@ -18,13 +20,36 @@ _SKIP = "--no_verify deploys without this check."
 
 
 async def verify_saas(pool: Pool, options: SaasOptions, base_url: str) -> list[str]:
-    """Ask the vendor for its models; returns warnings about what could not be checked.
+    """Ask the vendor for its models, with each of the keys; returns warnings about what could not be checked.
 
     Raises:
-        DeploymentFailed: the vendor refuses the key, does not know the model or is not at that address, in its words.
+        DeploymentFailed: the vendor refuses a key, does not know the model or is not at that address, in its words.
     """
     if not options.provider.models_path:
-        return [f"{options.provider.title} has no free call: key and model were not checked."]
+        return await _verify_token(options)
+    keyed = options.per_key()
+    warnings: list[str] = []
+    for number, own in enumerate(keyed, 1):
+        key = "saas.api_key" if len(keyed) == 1 else f"key {number} of {len(keyed)} in saas.api_key"
+        warnings += await _verify_key(pool, own, base_url, key)
+    return list(dict.fromkeys(warnings))
+
+
+async def _verify_token(options: SaasOptions) -> list[str]:
+    """Where there is no list of models but a token to fetch, that tells about the keys."""
+    title = options.provider.title
+    for own in options.per_key():
+        sign = signer(own.provider.auth, own)
+        if not isinstance(sign, Token):
+            return [f"{title} has no free call: key and model were not checked."]
+        try:
+            await sign.get()
+        except UpstreamError as error:
+            raise DeploymentFailed(error.message, hint=error.hint or _SKIP) from None
+    return [f"{title} has no list of models: the model was not checked."]
+
+
+async def _verify_key(pool: Pool, options: SaasOptions, base_url: str, key: str) -> list[str]:
     target, requests = models_requests(options, base_url)
     where = f"saas.base_url={options.base_url}"
     path, request = requests[0]
@@ -40,7 +65,7 @@ async def verify_saas(pool: Pool, options: SaasOptions, base_url: str) -> list[s
             )
     if models is not None:
         return _check_model(options, models)
-    return _check_status(parse_error(status, headers, body), where, path)
+    return _check_status(parse_error(status, headers, body), where, path, key)
 
 
 async def _get(pool: Pool, target: Target, request: bytes, where: str) -> tuple[int, dict[str, str], bytes]:
@@ -59,15 +84,16 @@ async def _get(pool: Pool, target: Target, request: bytes, where: str) -> tuple[
 
 
 def model_ids(body: bytes) -> list[str] | None:
-    """The ids of an OpenAI-shaped model list; None when it is none."""
+    """The ids of a model list, OpenAI's ``data``, Gemini's ``models`` or Azure's voices; None when it is none."""
     try:
         value = msgspec.json.decode(body)
     except msgspec.DecodeError:
         return None
-    data = value.get("data") if isinstance(value, dict) else None
-    if not isinstance(data, list):
+    models = value.get("data", value.get("models")) if isinstance(value, dict) else value
+    if not isinstance(models, list):
         return None
-    return [str(m["id"]) for m in data if isinstance(m, dict) and "id" in m]
+    found = [m.get("id") or m.get("name") or m.get("ShortName") for m in models if isinstance(m, dict)]
+    return [str(name) for name in found if name]
 
 
 def _check_model(options: SaasOptions, models: list[str]) -> list[str]:
@@ -76,6 +102,8 @@ def _check_model(options: SaasOptions, models: list[str]) -> list[str]:
         return [f"The vendor lists no models: {wanted!r} was not checked."]
     if any(wanted in (m, m.removeprefix("models/"), m.partition(":")[0]) for m in models):
         return []
+    if not options.provider.models_complete:
+        return [f"The vendor's list of models does not have {wanted!r}, but the list need not be complete."]
     close = nearest(wanted, models)
     shown = ", ".join(sorted(models)[:20]) + (", ..." if len(models) > 20 else "")
     raise DeploymentFailed(
@@ -85,10 +113,10 @@ def _check_model(options: SaasOptions, models: list[str]) -> list[str]:
     )
 
 
-def _check_status(error: UpstreamError, where: str, path: str) -> list[str]:
+def _check_status(error: UpstreamError, where: str, path: str, key: str) -> list[str]:
     if error.status in (401, 403):
         raise DeploymentFailed(
-            f"The vendor refused saas.api_key with {error.status}: {error.message}", hint=_SKIP, param="saas.api_key"
+            f"The vendor refused {key} with {error.status}: {error.message}", hint=_SKIP, param="saas.api_key"
         )
     if error.status in (404, 405, 429, 501):
         return [f"GET {path} answered {error.status}: key and model were not checked."]

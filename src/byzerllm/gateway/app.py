@@ -47,8 +47,8 @@ class Gateway:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path: str = scope["path"]
         task = _MODEL_PATHS.get(path)
+        extra = self._cors_headers(scope) if self._listener.cors else []
         try:
-            extra = self._cors_headers(scope) if self._listener.cors else []
             if task is not None and scope["method"] == "POST":
                 self._listener.access.check_api(scope["headers"])
                 await self._services.inference.handle(
@@ -63,7 +63,7 @@ class Gateway:
         except ClientGone:
             return
         except ByzerError as error:
-            await send_bytes(send, error.status, error_body(error), [JSON])
+            await send_bytes(send, error.status, error_body(error), [JSON, *extra])  # a page may read why
 
     async def _admin(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:

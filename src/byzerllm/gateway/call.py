@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from byzerllm.errors import UpstreamError
 from byzerllm.gateway.http import Header, Send
-from byzerllm.relay.connection import Connection
+from byzerllm.relay.connection import Exchange
 from byzerllm.routing.instance import Instance
-from byzerllm.routing.worker import PassThrough, Translated, Worker
+from byzerllm.routing.worker import Media, PassThrough, Translated, Worker
 from byzerllm.wire.base import Request
 
 SSE = b"text/event-stream"
@@ -33,7 +33,7 @@ class Call:
         self.over = False
 
 
-async def upstream_error(connection: Connection, upstream: PassThrough | Translated) -> UpstreamError:
+async def upstream_error(connection: Exchange, upstream: PassThrough | Translated | Media) -> UpstreamError:
     """What the upstream's answer with another status than 200 says."""
     body = await connection.read_all(_ERROR_LIMIT)
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in connection.headers}
@@ -45,9 +45,7 @@ async def upstream_error(connection: Connection, upstream: PassThrough | Transla
     return error
 
 
-def answer_headers(
-    call: Call, worker: Worker, connection: Connection, extra: list[Header]
-) -> tuple[bytes, list[Header]]:
+def answer_headers(call: Call, worker: Worker, connection: Exchange, extra: list[Header]) -> tuple[bytes, list[Header]]:
     """The upstream's content type, and the headers of our answer but for that."""
     content_type = b"application/json"
     headers: list[Header] = [

@@ -15,6 +15,7 @@ from typing import Any
 from byzerllm.errors import ByzerError, InvalidInput, Overloaded, UpstreamError
 from byzerllm.gateway.call import Call
 from byzerllm.gateway.http import JSON, ClientGone, Header, Receive, Scope, Send, header, read_body, send_bytes
+from byzerllm.gateway.media import relay_media
 from byzerllm.gateway.passthrough import pass_through
 from byzerllm.gateway.protocol import BoundedProtocol
 from byzerllm.gateway.translation import translate
@@ -22,9 +23,10 @@ from byzerllm.relay.pool import Pool
 from byzerllm.routing.failover import retry_delay
 from byzerllm.routing.instance import Instance
 from byzerllm.routing.table import Table
-from byzerllm.routing.worker import PassThrough, Translated, Worker
-from byzerllm.wire.base import Task, decode_request
-from byzerllm.wire.openai import error_body, error_event, internal_error
+from byzerllm.routing.worker import Media, PassThrough, Translated, Worker
+from byzerllm.wire.base import Request, Task, decode_request
+from byzerllm.wire.multipart import decode_form
+from byzerllm.wire.openai import PATHS, error_body, error_event, internal_error
 
 log = logging.getLogger(__name__)
 
@@ -46,14 +48,15 @@ class Inference:
         call = Call(self._request_id(scope), send, time.monotonic())
         try:
             body = await read_body(scope, receive, self._max_body)
-            call.request = decode_request(task, body, served_model=served_model)
+            call.request = _decode(task, header(scope, b"content-type"), body, served_model)
             call.instance = self._table.get(call.request.model)
-            _check_task(task, call.instance)
+            _check_task(task, call.instance, *call.instance.workers[:1])
         except ClientGone:
             return
         except ByzerError as error:
             await _send_error(call, error, extra)
             return
+        call.started = time.monotonic()  # a slow upload is neither waiting nor answering
         await self._while_connected(call, scope["byzerllm.connection"], extra)
 
     async def _while_connected(self, call: Call, connection: BoundedProtocol, extra: list[Header]) -> None:
@@ -134,8 +137,11 @@ class Inference:
     async def _attempt(self, call: Call, worker: Worker, waited: float, extra: list[Header]) -> str:
         upstream = worker.upstream
         call.waited = waited
+        _check_task(call.request.task, call.instance, worker)  # it may have become another while the request waited
         if isinstance(upstream, PassThrough):
             return await pass_through(self._pool, call, worker, upstream, extra)
+        if isinstance(upstream, Media):
+            return await relay_media(self._pool, call, worker, upstream, extra)
         assert isinstance(upstream, Translated)
         return await translate(self._pool, call, worker, upstream, extra)
 
@@ -147,10 +153,23 @@ class Inference:
         return f"req-{self._prefix}{self._count:08x}".encode()
 
 
-def _check_task(task: Task, instance: Instance) -> None:
-    if instance.task is Task.EMBEDDING and task is not Task.EMBEDDING:
+def _decode(task: Task, content_type: bytes | None, body: bytes, served_model: str | None) -> Request:
+    if task is Task.TRANSCRIPTION:
+        return decode_form(task, content_type or b"", body, served_model=served_model)
+    return decode_request(task, body, served_model=served_model)
+
+
+def _check_task(task: Task, instance: Instance, *workers: Worker) -> None:
+    """What a model is not for is refused here; of a chat model its upstream tells what else it has."""
+    if task is instance.task:
+        return
+    has = [instance.task]
+    if instance.task is Task.CHAT:
+        has = [t for t in Task if all(t in w.upstream.tasks for w in workers)]
+    if task not in has:
         raise InvalidInput(
-            f"{instance.name} is an embedding instance: it has no {task.value}.", hint="Use /v1/embeddings."
+            f"{instance.name} has no {task.value}. It has: {', '.join(t.value for t in has)}.",
+            hint=f"Use {' or '.join(f'/v1{PATHS[t]}' for t in has)}.",
         )
 
 

@@ -10,7 +10,8 @@ from byzerllm.gateway.http import Header, send_bytes
 from byzerllm.relay.connection import Connection
 from byzerllm.relay.pool import Pool
 from byzerllm.routing.worker import PassThrough, Worker
-from byzerllm.wire.base import StreamEnd
+from byzerllm.wire.base import StreamEnd, Task
+from byzerllm.wire.multipart import Form
 
 _WHOLE_LIMIT = 64 * 1024  # a whole answer up to here is sent at once, so that a broken one can move elsewhere
 _TAIL = 4096  # bytes of a stream's end in which its finish and usage are looked for
@@ -23,7 +24,10 @@ async def pass_through(pool: Pool, call: Call, worker: Worker, upstream: PassThr
         UpstreamError: it failed; ``call.first_byte`` tells whether the client has seen some of it.
     """
     request = call.request
-    data = upstream.request(request.task, upstream.wire.body(request, upstream.model, upstream.defaults))
+    if isinstance(request, Form):
+        data = upstream.form(request)
+    else:
+        data = upstream.request(request.task, upstream.wire.body(request, upstream.model, upstream.defaults))
     connection = await pool.exchange(upstream.target, data, upstream.timeouts)
     try:
         if connection.status != 200:
@@ -43,7 +47,8 @@ async def _whole(
 ) -> str:
     parts: list[bytes] = []
     size = 0
-    while size < _WHOLE_LIMIT:
+    limit = 1 if call.request.task is Task.SPEECH else _WHOLE_LIMIT  # speech is heard while it is made
+    while size < limit:
         chunk = await connection.read()
         if not chunk:
             break
@@ -52,9 +57,14 @@ async def _whole(
         worker.progress += 1
         if connection.complete:
             break
+    body = parts[0] if len(parts) == 1 else b"".join(parts)
+    failure = None
+    if connection.complete and call.request.task is not Task.RESPONSES:  # whose answer may be a failed response
+        failure = upstream.wire.failure(body)
+    if failure is not None:
+        raise failure
     call.instance.succeeded(worker)
     call.first_byte = time.monotonic()
-    body = parts[0] if len(parts) == 1 else b"".join(parts)
     tail = body
     send = call.send
     if connection.complete:
@@ -80,6 +90,9 @@ async def _stream(
     chunk = await connection.read()
     if not chunk:
         raise UpstreamBroken(f"{upstream.target} ended its stream before the first event.")
+    failure = upstream.wire.failure(chunk)
+    if failure is not None:
+        raise failure
     call.instance.succeeded(worker)
     call.streaming = True
     call.first_byte = time.monotonic()
@@ -93,7 +106,7 @@ async def _stream(
         if len(tail) > 4 * _TAIL:
             tail = tail[-_TAIL:]
         chunk = await read()
-    end = upstream.wire.stream_end(tail)
+    end = upstream.wire.stream_end(tail, call.request.task)
     if end is StreamEnd.TRUNCATED:
         raise UpstreamBroken(f"{upstream.target} ended its stream before the answer was whole.")
     call.over = True

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 MAX_HEAD_BYTES = 64 * 1024  # of a request's head, beyond those that came with its first bytes
 MAX_PIPELINED = 16  # requests that may wait on a connection before it is not read any further
@@ -28,6 +28,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._receiving = False  # a request has begun and is not complete
         self._in_body = False
+        self._running: RequestResponseCycle | None = None  # uvicorn's ``cycle`` is the newest, which may wait for it
         self._deadline: asyncio.TimerHandle | None = None
         self._stall: asyncio.TimerHandle | None = None
         self.on_lost: Callable[[], None] | None = None  # whoever answers a request is told when its client is gone
@@ -38,6 +39,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._cancel_timers()
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True
         super().connection_lost(exc)
         if self.on_lost is not None:
             self.on_lost()
@@ -65,14 +68,21 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         self._in_body = True
         super().on_headers_complete()
-        if 0 < len(self.pipeline) < MAX_PIPELINED:  # uvicorn stops reading here; see ``watch``
-            self.flow.resume_reading()
+        if not self.pipeline:
+            self._running = self.cycle
+        elif len(self.pipeline) < MAX_PIPELINED:
+            self.flow.resume_reading()  # uvicorn has stopped it; see ``watch``
 
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade():
             return
         self._receiving = self._in_body = False
         super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        if self.pipeline:
+            self._running = self.pipeline[-1][0]
+        super().on_response_complete()
 
     def pause_writing(self) -> None:
         super().pause_writing()

@@ -29,6 +29,7 @@ from byzerllm.gateway.app import Gateway, Services, services
 from byzerllm.gateway.inference import Inference
 from byzerllm.gateway.listeners import Listener, Listeners, http_server
 from byzerllm.providers import mock
+from byzerllm.providers.mock_log import ConversationLog
 from byzerllm.relay.pool import Pool
 from byzerllm.routing.table import Table
 from byzerllm.runtime.embedded import EmbeddedRuntime
@@ -49,6 +50,7 @@ class Server:
         self._started_at = time.time()
         self._token = _known_token(settings) or random_secrets.token_urlsafe(32)
         self._mock: asyncio.Server | None = None
+        self._conversations = ConversationLog(settings.home)
         self._table = Table()
         self._pool = Pool()
         self._store = Store(settings.database)
@@ -106,9 +108,9 @@ class Server:
 
     async def _mock_url(self) -> str:
         if self._mock is None:
-            self._mock = await mock.start()
+            self._mock = await mock.start(mock=mock.Mock(log=self._conversations))
         host, port = self._mock.sockets[0].getsockname()[:2]
-        return f"http://{host}:{port}/v1"
+        return f"http://{host}:{port}/{self._conversations.secret}/v1"
 
     def _info(self) -> dict[str, Any]:
         return {

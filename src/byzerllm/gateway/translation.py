@@ -9,13 +9,13 @@ from collections.abc import AsyncIterator, Sequence
 
 import msgspec
 
-from byzerllm.errors import InvalidInput
+from byzerllm.errors import UpstreamError
 from byzerllm.gateway.call import Call, answer_headers, upstream_error
 from byzerllm.gateway.http import JSON, Header, send_bytes
-from byzerllm.relay.connection import Connection
+from byzerllm.relay.connection import Exchange
 from byzerllm.relay.pool import Pool
 from byzerllm.routing.worker import Translated, Worker
-from byzerllm.wire.base import Request, Task, Usage
+from byzerllm.wire.base import Outgoing, Request, Task, Usage
 from byzerllm.wire.events import StreamDecoder, Tokens
 from byzerllm.wire.openai_events import Answer, StreamEncoder
 
@@ -24,18 +24,26 @@ _SSE_HEADER = (b"content-type", b"text/event-stream; charset=utf-8")
 
 
 async def translate(pool: Pool, call: Call, worker: Worker, upstream: Translated, extra: list[Header]) -> str:
-    """One attempt; returns the outcome to count.
+    """One attempt, or two where the first one met a token that has expired; returns the outcome to count.
 
     Raises:
         InvalidInput: the vendor cannot do what the request asks for.
         UpstreamError: it failed; ``call.first_byte`` tells whether the client has seen some of it.
     """
+    outgoing = upstream.wire.request(call.request, upstream.vendor)
+    try:
+        return await _exchange(pool, call, worker, upstream, outgoing, extra)
+    except UpstreamError as error:
+        if call.first_byte or upstream.renew is None or not upstream.renew(error):
+            raise
+    return await _exchange(pool, call, worker, upstream, outgoing, extra)
+
+
+async def _exchange(
+    pool: Pool, call: Call, worker: Worker, upstream: Translated, outgoing: Outgoing, extra: list[Header]
+) -> str:
     request = call.request
-    if request.task not in upstream.wire.tasks:
-        has = ", ".join(sorted(t.value for t in upstream.wire.tasks))
-        raise InvalidInput(f"{upstream.vendor.title} has no {request.task.value} here. It has: {has}.")
-    data = await upstream.request(upstream.wire.request(request, upstream.vendor))
-    connection = await pool.exchange(upstream.target, data, upstream.timeouts)
+    connection = await upstream.open(pool, outgoing)
     try:
         if connection.status != 200:
             raise await upstream_error(connection, upstream)
@@ -65,9 +73,7 @@ def _whole(call: Call, upstream: Translated, body: bytes) -> tuple[bytes, Usage 
     return answer.body(), _usage(answer.tokens)
 
 
-async def _stream(
-    call: Call, worker: Worker, upstream: Translated, connection: Connection, headers: list[Header]
-) -> str:
+async def _stream(call: Call, worker: Worker, upstream: Translated, connection: Exchange, headers: list[Header]) -> str:
     """Relay until the upstream's end. What fails before the first event may still be tried elsewhere."""
     decoder = upstream.wire.stream()
     encoder = StreamEncoder(
@@ -90,7 +96,7 @@ async def _stream(
 
 
 async def _pieces(
-    connection: Connection, worker: Worker, decoder: StreamDecoder, encoder: StreamEncoder
+    connection: Exchange, worker: Worker, decoder: StreamDecoder, encoder: StreamEncoder
 ) -> AsyncIterator[bytes]:
     while chunk := await connection.read():
         worker.progress += 1

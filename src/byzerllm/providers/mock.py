@@ -18,6 +18,9 @@ from typing import cast
 import httptools
 import msgspec
 
+from byzerllm.errors import InvalidInput
+from byzerllm.providers.mock_log import ConversationLog
+from byzerllm.providers.mock_media import PATHS, reply_to
 from byzerllm.providers.mock_replies import (
     Knobs,
     Refusal,
@@ -34,19 +37,23 @@ from byzerllm.providers.mock_replies import (
 MAX_BODY = 64 * 1024 * 1024
 MAX_PIPELINED = 64
 _KNOB = b"x-mock-"
+_LOG_FILE = b"x-mock-log-file"
+_GENERATIONS = (b"/completions", b"/embeddings", *PATHS)
 
 Headers = tuple[tuple[bytes, bytes], ...]
 
 
 class Request(msgspec.Struct):
-    """One HTTP request as it was read; ``knobs`` are its x-mock headers."""
+    """One HTTP request as it was read; ``knobs`` are its x-mock headers, but for the one that names a log file."""
 
     method: bytes
     path: bytes
     authorization: bytes
+    content_type: bytes
     knobs: Headers
     body: bytes
     keep_alive: bool
+    log_file: bytes = b""
 
 
 class Served(msgspec.Struct):
@@ -63,7 +70,8 @@ class Mock:
     client went away before the end; ``connections`` are the live ones.
     """
 
-    def __init__(self, defaults: Knobs | None = None) -> None:
+    def __init__(self, defaults: Knobs | None = None, log: ConversationLog | None = None) -> None:
+        self._log = log
         self.requests = 0
         self.active = 0
         self.aborted = 0
@@ -95,14 +103,29 @@ class Mock:
             raise Refusal(401, "Incorrect API key provided to the mock upstream.", "invalid_api_key")
         if request.method == b"GET" and path.endswith(b"/models"):
             return model_list(knobs)
-        if request.method == b"POST":
-            if path.endswith(b"/chat/completions"):
-                return self._fault(served) or chat(request.body, knobs, self.requests, time.time())
-            if path.endswith(b"/completions"):
-                return self._fault(served) or complete(request.body, knobs, self.requests, time.time())
-            if path.endswith(b"/embeddings"):
-                return self._fault(served) or embed(request.body, knobs, self.requests)
+        if request.method == b"POST" and path.endswith(_GENERATIONS):
+            return self._fault(served) or self._generate(path, request, knobs)
         raise Refusal(404, f"Unknown request: {_text(request.method)} {_text(path)}", "not_found")
+
+    def _generate(self, path: bytes, request: Request, knobs: Knobs) -> Reply:
+        body, number = request.body, self.requests
+        if path.endswith(b"/chat/completions"):
+            if request.log_file:
+                self._append(request)
+            return chat(body, knobs, number, time.time())
+        if path.endswith(b"/completions"):
+            return complete(body, knobs, number, time.time())
+        if path.endswith(b"/embeddings"):
+            return embed(body, knobs, number)
+        return reply_to(path, request.content_type, body, knobs, number, time.time())
+
+    def _append(self, request: Request) -> None:
+        if self._log is None or not self._log.admits(request.path):
+            raise Refusal(403, "This mock upstream writes no file.", "forbidden")
+        try:
+            self._log.append(_text(request.log_file), request.body)
+        except InvalidInput as error:
+            raise Refusal(400, error.message, "log_file") from None
 
     def _stats(self) -> dict[str, int]:
         return {"requests": self.requests, "active": self.active, "aborted": self.aborted}
@@ -187,7 +210,7 @@ class Connection(asyncio.Protocol):
     # What the parser calls.
 
     def on_message_begin(self) -> None:
-        self._path = self._authorization = b""
+        self._path = self._authorization = self._content_type = self._log_file = b""
         self._knobs: list[tuple[bytes, bytes]] = []
         self._body: list[bytes] = []
         self._size = 0
@@ -197,10 +220,14 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         name = name.lower()
-        if name.startswith(_KNOB):
+        if name == _LOG_FILE:
+            self._log_file = value
+        elif name.startswith(_KNOB):
             self._knobs.append((name, value))
         elif name == b"authorization":
             self._authorization = value
+        elif name == b"content-type":
+            self._content_type = value
 
     def on_body(self, body: bytes) -> None:
         self._size += len(body)
@@ -212,9 +239,11 @@ class Connection(asyncio.Protocol):
             self._parser.get_method(),
             self._path,
             self._authorization,
+            self._content_type,
             tuple(self._knobs),
             b"".join(self._body),
             self._parser.should_keep_alive(),
+            self._log_file,
         )
         if self._size > MAX_BODY or len(self._waiting) >= MAX_PIPELINED:
             self._transport.write(failure(Refusal(413, "The mock upstream does not take that much.", None)))

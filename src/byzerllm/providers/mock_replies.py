@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-MODELS = ("mock-chat", "mock-embedding")
+MODELS = ("mock-chat", "mock-embedding", "mock-speech", "mock-transcription", "mock-image", "mock-rerank")
 _COUNT = (" one", " two", " three", " four", " five", " six", " seven", " eight", " nine", " ten")
 _WORD = re.compile(r"\s*\S+(?:\s+\Z)?")
 _TOOL = re.compile(r"\btool\b", re.IGNORECASE)
@@ -140,14 +140,16 @@ def whole(data: bytes, delay: float = 0.0, then: Literal["next", "close", "stall
     return Reply(iter((data,)), delay=delay, then=then, single=True)
 
 
-def _read(decode: Callable[[bytes], Any], body: bytes) -> Any:
+def read(decode: Callable[[bytes], Any], body: bytes) -> Any:
+    """The request that the body holds; a ``Refusal`` where it holds none."""
     try:
         return decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Refusal(400, f"The request body is not valid: {error}", "invalid_request") from None
 
 
-def _check_model(model: str, knobs: Knobs) -> None:
+def check_model(model: str, knobs: Knobs) -> None:
+    """Refuse a model that the knobs do not have."""
     if knobs.models and model not in knobs.models.split(","):
         raise Refusal(404, f"The model {model!r} does not exist.", "model_not_found", "model")
 
@@ -199,8 +201,8 @@ def _generate(request: Generation, prompt: str, prompt_tokens: int, knobs: Knobs
 
 def chat(body: bytes, knobs: Knobs, number: int, now: float) -> Reply:
     """The reply to a chat completion; ``number`` makes its ids, ``now`` is in seconds since 1970."""
-    request: ChatRequest = _read(_decode_chat, body)
-    _check_model(request.model, knobs)
+    request: ChatRequest = read(_decode_chat, body)
+    check_model(request.model, knobs)
     texts = [message.text for message in request.messages]
     said = [t for t, m in zip(texts, request.messages, strict=True) if m.role == "user"]
     prompt = said[-1] if said else ""
@@ -215,13 +217,13 @@ def chat(body: bytes, knobs: Knobs, number: int, now: float) -> Reply:
         message = {"role": "assistant", "content": None, "tool_calls": [_tool_call(number, answer.tool, "{}")]}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": answer.finish}
     completion = {**head, "object": "chat.completion", "choices": [choice], "usage": answer.usage}
-    return _plain(response(number, completion), answer.tokens, knobs)
+    return plain(response(number, completion), answer.tokens, knobs)
 
 
 def complete(body: bytes, knobs: Knobs, number: int, now: float) -> Reply:
     """The reply to a text completion."""
-    request: CompletionRequest = _read(_decode_completion, body)
-    _check_model(request.model, knobs)
+    request: CompletionRequest = read(_decode_completion, body)
+    check_model(request.model, knobs)
     prompt = _inputs(request.prompt)[0]
     answer = _generate(request, prompt, len(prompt.split()), knobs)
     head = {
@@ -233,13 +235,13 @@ def complete(body: bytes, knobs: Knobs, number: int, now: float) -> Reply:
     if request.stream:
         return _stream(answer, request, knobs, number, head, _text_piece)
     choice = _text_piece("".join(answer.tokens), answer.finish)
-    return _plain(response(number, {**head, "choices": [choice], "usage": answer.usage}), answer.tokens, knobs)
+    return plain(response(number, {**head, "choices": [choice], "usage": answer.usage}), answer.tokens, knobs)
 
 
 def embed(body: bytes, knobs: Knobs, number: int) -> Reply:
     """The reply to an embedding request."""
-    request: EmbeddingRequest = _read(_decode_embedding, body)
-    _check_model(request.model, knobs)
+    request: EmbeddingRequest = read(_decode_embedding, body)
+    check_model(request.model, knobs)
     texts = _inputs(request.input)
     size = request.dimensions or knobs.dimensions
     data = []
@@ -251,7 +253,7 @@ def embed(body: bytes, knobs: Knobs, number: int) -> Reply:
     used = sum(len(text.split()) for text in texts)
     usage = {"prompt_tokens": used, "total_tokens": used}
     vectors = {"object": "list", "data": data, "model": request.model, "usage": usage}
-    return _plain(response(number, vectors), ["vector"], knobs)
+    return plain(response(number, vectors), ["vector"], knobs)
 
 
 def unit_vector(text: str, size: int) -> list[float]:
@@ -345,7 +347,7 @@ def _shortened(tokens: list[str], knobs: Knobs) -> tuple[list[str], Literal["nex
     return tokens, "next"
 
 
-def _plain(data: bytes, tokens: list[str], knobs: Knobs) -> Reply:
+def plain(data: bytes, tokens: list[str], knobs: Knobs) -> Reply:
     """An answer in one piece; where the stream would be cut or stall, so does this, before its end."""
     if knobs.malformed:
         return whole(_GARBAGE, knobs.latency, "close")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import httptools
 
@@ -21,6 +21,19 @@ if TYPE_CHECKING:
 HIGH_WATER = 256 * 1024
 IDLE_LIFE = 55.0  # seconds a pooled connection is kept; most vendors close theirs after 60
 MAX_HEADER_BYTES = 64 * 1024
+
+
+class Exchange(Protocol):
+    """One request and its answer, whatever carries them. ``Connection`` says what the methods do and raise."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+
+    async def read(self) -> bytes: ...
+
+    async def read_all(self, limit: int) -> bytes: ...
+
+    def abort(self) -> None: ...
 
 
 class Connection(asyncio.Protocol):

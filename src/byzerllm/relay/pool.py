@@ -8,7 +8,7 @@ import socket
 import ssl
 
 from byzerllm.errors import UpstreamBroken, UpstreamTimeout, UpstreamUnreachable
-from byzerllm.relay.connection import Connection
+from byzerllm.relay.connection import Connection, Exchange
 from byzerllm.relay.target import Target, proxy_authorization, tls_context
 from byzerllm.spec import Timeouts
 
@@ -55,9 +55,9 @@ class Pool:
             else:
                 return connection
 
-    def give_back(self, connection: Connection) -> None:
+    def give_back(self, connection: Exchange) -> None:
         """End an exchange: the connection is kept if its answer was read to the end, and closed otherwise."""
-        if not connection.reusable:
+        if not isinstance(connection, Connection) or not connection.reusable:
             connection.abort()
             return
         idle = self._idle.setdefault(connection.target, [])
@@ -107,17 +107,8 @@ class Pool:
             raise
         try:
             connection = opening.result()
-        except ssl.SSLError as error:
-            reason = getattr(error, "verify_message", "") or error.reason or str(error)
-            raise UpstreamUnreachable(
-                f"{target}: the secure connection failed: {reason}.",
-                hint="saas.ca_file=PATH adds the authority of a private certificate.",
-            ) from None
-        except (socket.gaierror, UnicodeError) as error:  # the latter: a name that DNS cannot have
-            reason = getattr(error, "strerror", None) or error
-            raise UpstreamUnreachable(f"{target}: the host name cannot be resolved ({reason}).") from None
-        except OSError as error:
-            raise UpstreamUnreachable(f"{target}: {_os_reason(error)}.") from None
+        except (OSError, UnicodeError) as error:
+            raise unreachable(target, error) from None
         self.opened += 1
         return connection
 
@@ -187,6 +178,20 @@ def _close_made(opening: asyncio.Future[Connection]) -> None:
     """Nobody waits for the connection any more; it may have been made all the same."""
     if not opening.cancelled() and opening.exception() is None:
         opening.result().abort()
+
+
+def unreachable(target: Target, error: OSError | UnicodeError) -> UpstreamUnreachable:
+    """What an error of the operating system, of TLS or of DNS means to whoever deployed the instance."""
+    if isinstance(error, ssl.SSLError):
+        reason = getattr(error, "verify_message", "") or error.reason or str(error)
+        return UpstreamUnreachable(
+            f"{target}: the secure connection failed: {reason}.",
+            hint="saas.ca_file=PATH adds the authority of a private certificate.",
+        )
+    if isinstance(error, socket.gaierror | UnicodeError):  # the latter: a name that DNS cannot have
+        reason = getattr(error, "strerror", None) or str(error)
+        return UpstreamUnreachable(f"{target}: the host name cannot be resolved ({reason}).")
+    return UpstreamUnreachable(f"{target}: {_os_reason(error)}.")
 
 
 def _os_reason(error: OSError) -> str:

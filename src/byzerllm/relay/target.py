@@ -60,11 +60,11 @@ def parse_target(url: str, *, proxy: str = "", local_address: str = "", ca_file:
         host, port = (parts.hostname or "").encode("idna").decode(), parts.port
     except ValueError as error:  # half an IPv6 address, a port that is none, a name that DNS cannot hold
         raise InvalidInput(f"{url!r} is no http(s) address: {error}.") from None
-    if parts.scheme not in ("http", "https") or not host:
+    if parts.scheme not in ("http", "https", "ws", "wss") or not host:
         raise InvalidInput(f"{url!r} is no http(s) address.")
     if proxy:
         _check_proxy(proxy)
-    tls = parts.scheme == "https"
+    tls = parts.scheme in ("https", "wss")
     target = Target(tls, host, port or (443 if tls else 80), proxy, local_address, ca_file)
     return target, quote(parts.path.rstrip("/"), safe=_PATH)
 

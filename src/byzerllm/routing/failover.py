@@ -11,10 +11,19 @@ LONGEST_WAIT = 5.0  # seconds; a vendor that asks for more gets its answer passe
 BREAKER_FAILURES = 5  # in a row
 BREAKER_FIRST = 1.0  # seconds out of rotation
 BREAKER_LONGEST = 10.0
+KEY_STATUSES = frozenset((401, 402, 403, 429))
+RATE_LIMIT_REST = 5.0  # seconds that a key rests after a 429 that does not say how long
+REFUSED_REST = 60.0  # seconds that a key rests which the vendor refuses, or whose quota is used up
+LONGEST_REST = 300.0
+
+# Codes and types of a 429 that waiting does not end: of OpenAI, Moonshot and Zhipu.
+_QUOTA = frozenset(("insufficient_quota", "exceeded_current_quota_error", "1113"))
 
 
 def is_transient(error: UpstreamError) -> bool:
     """Whether another attempt may succeed: it never reached the vendor, or the vendor said so."""
+    if error.details.get("was_answered"):  # the vendor has done the work and would do it, and charge for it, again
+        return False
     if isinstance(error, UpstreamUnreachable | UpstreamBroken):
         return True
     if isinstance(error, UpstreamTimeout):
@@ -26,11 +35,14 @@ def retry_delay(error: UpstreamError, attempt: int, max_retries: int, *, elsewhe
     """Seconds until the next attempt, or None when there is none.
 
     ``attempt`` counts from 0; ``elsewhere`` says that another endpoint is there to take it, which needs no waiting.
-    A vendor that asks to wait longer than ``LONGEST_WAIT``, or that says the quota is used up, is believed.
+    A vendor that asks to wait longer than ``LONGEST_WAIT``, or that says the quota is used up, is believed. What it
+    refuses to one key, another may get.
     """
-    if attempt >= max_retries or not is_transient(error):
+    if attempt >= max_retries:
         return None
-    if error.vendor_code == "insufficient_quota":
+    if elsewhere and key_rest(error):
+        return 0.0
+    if not is_transient(error) or _is_quota(error):
         return None
     if isinstance(error, UpstreamTimeout) and not elsewhere:
         return None  # the caller has waited long enough for this one
@@ -47,6 +59,19 @@ def is_worker_failure(error: UpstreamError) -> bool:
     if isinstance(error, UpstreamUnreachable | UpstreamBroken | UpstreamTimeout):
         return True
     return error.status >= 500
+
+
+def key_rest(error: UpstreamError) -> float:
+    """Seconds for which the key that met the error is better left alone; 0 when it is not about the key."""
+    if error.status not in KEY_STATUSES:
+        return 0.0
+    if error.retry_after:
+        return min(error.retry_after, LONGEST_REST)
+    return RATE_LIMIT_REST if error.status == 429 and not _is_quota(error) else REFUSED_REST
+
+
+def _is_quota(error: UpstreamError) -> bool:
+    return error.vendor_code in _QUOTA or error.vendor_type in _QUOTA
 
 
 def breaker_pause(failures: int) -> float:

@@ -13,10 +13,10 @@ from copy import copy
 from types import TracebackType
 
 from byzerllm.errors import Overloaded, UpstreamError
-from byzerllm.routing.failover import breaker_pause, is_worker_failure
+from byzerllm.routing.failover import breaker_pause, is_worker_failure, key_rest
 from byzerllm.routing.policy import POLICIES, Free, Policy
 from byzerllm.routing.stats import Stats
-from byzerllm.routing.worker import Worker
+from byzerllm.routing.worker import Upstream, Worker
 from byzerllm.wire.base import Task
 
 
@@ -218,9 +218,13 @@ class Instance:
             self._offer(worker)
 
     def failed(self, worker: Worker, error: UpstreamError) -> None:
-        """The attempt failed; too many failures in a row take the worker out of rotation for a while."""
+        """The attempt failed; too many failures in a row take the worker out of rotation for a while, and a key that
+        the vendor refuses takes its workers out."""
         if not is_worker_failure(error):
             self.succeeded(worker)
+            rest = key_rest(error)
+            if rest:
+                self.cool(worker.upstream, rest)
             return
         self._last_error = error
         self.on_failure()
@@ -228,24 +232,37 @@ class Instance:
         pause = breaker_pause(worker.failures)
         if not pause or worker.open_until:
             return
-        worker.open_until = self._loop.time() + pause
         worker.probing = False
-        self._free.withdraw(worker)
-        self._loop.call_later(pause, self._half_open, worker, worker.open_until)
+        self._pause(worker, pause, probing=True)
         hopeless = self._breaker_error()
         if hopeless is not None:
             self._fail_waiters(hopeless)
+
+    def cool(self, upstream: Upstream, seconds: float) -> None:
+        """Take the workers of one key out of rotation for so long. Not those of the last key of that vendor which is
+        still in rotation: then the vendor's own answer is what the caller should see."""
+        others = (w for w in self.workers if w.upstream is not upstream and w.upstream.target == upstream.target)
+        if not any(w.in_rotation for w in others):
+            return
+        for worker in self.workers:
+            if worker.upstream is upstream and not worker.open_until:
+                self._pause(worker, seconds, probing=False)
 
     def forget_attempt(self, worker: Worker) -> None:
         """The attempt goes on elsewhere: a user's request is counted once, where it was answered."""
         worker.requests -= 1
         self.stats.retries += 1
 
-    def _half_open(self, worker: Worker, until: float) -> None:
+    def _pause(self, worker: Worker, seconds: float, *, probing: bool) -> None:
+        worker.open_until = self._loop.time() + seconds
+        self._free.withdraw(worker)
+        self._loop.call_later(seconds, self._resume, worker, worker.open_until, probing)
+
+    def _resume(self, worker: Worker, until: float, probing: bool) -> None:
         if worker.open_until != until:  # it was restarted meanwhile
             return
         worker.open_until = 0.0
-        worker.probing = True
+        worker.probing = worker.probing or probing
         self._offer(worker)
 
     def _fail_waiters(self, error: Overloaded) -> None:

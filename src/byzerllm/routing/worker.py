@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
 
+from byzerllm.errors import InvalidInput, UpstreamError
+from byzerllm.relay.connection import Exchange
+from byzerllm.relay.pool import Pool
 from byzerllm.relay.target import Target, header_lines, request_head
 from byzerllm.spec import Timeouts
-from byzerllm.wire.base import Outgoing, Task, Translator, Vendor, Wire
+from byzerllm.wire.base import FrameTranslator, Outgoing, Task, Translator, Vendor, Wire
+from byzerllm.wire.media import MediaFormat
+from byzerllm.wire.multipart import Form
 
 Sign = Callable[[str, bytes], Awaitable[tuple[str, Mapping[str, str]]]]
 """From path and body to the path to send and the headers to add: signatures, tokens that expire."""
 
+Renew = Callable[[UpstreamError], bool]
+"""Whether the error says that a token has expired; ``Sign`` fetches another one then, and the request can be tried once
+more."""
+
 
 @dataclass(frozen=True)
-class Upstream:
+class Upstream(ABC):
     """Where requests go. The workers that share an address and a key share one; nothing else is shared."""
 
     target: Target
     model: str
     timeouts: Timeouts
     max_retries: int
+
+    @property
+    @abstractmethod
+    def tasks(self) -> Collection[Task]:
+        """What it can be asked for."""
 
 
 @dataclass(frozen=True)
@@ -33,34 +48,111 @@ class PassThrough(Upstream):
     heads: Mapping[Task, bytes]
     defaults: Mapping[str, msgspec.Raw] = field(default_factory=dict)
 
+    @property
+    def tasks(self) -> Collection[Task]:
+        return self.heads.keys()
+
     def request(self, task: Task, body: bytes) -> bytes:
         """The whole request as it goes over the wire."""
         return b"%b%d\r\n\r\n%b" % (self.heads[task], len(body), body)
 
+    def form(self, form: Form) -> bytes:
+        """The same for a request that is a form."""
+        pieces = form.pieces(self.model)
+        rest = b"%d\r\nContent-Type: %b\r\n\r\n" % (sum(map(len, pieces)), form.content_type)
+        return b"".join((self.heads[form.task], rest, *pieces))
+
 
 @dataclass(frozen=True)
-class Translated(Upstream):
-    """An upstream with a format of its own. ``prefix`` and ``lines`` (headers, each ended) make the request's head;
-    ``sign`` adds what depends on the request or the time."""
+class Foreign(Upstream):
+    """An upstream with a format of its own. ``prefix``, ``query`` and ``lines`` (headers, each ended) make a request's
+    head; ``defaults`` are top-level fields for what the format left open; ``sign`` adds what depends on the request
+    or the time."""
 
-    wire: Translator
     vendor: Vendor
     prefix: str
     lines: bytes
+    query: str = ""
+    defaults: Mapping[str, msgspec.Raw] = field(default_factory=dict)
     sign: Sign | None = None
+    renew: Renew | None = None
 
     async def request(self, outgoing: Outgoing) -> bytes:
         """The whole request as it goes over the wire.
 
         Raises:
             UpstreamError: a credential that has to be fetched could not be.
+            InvalidInput: there are ``defaults``, and the format's bodies are no JSON objects.
         """
-        path, lines = self.prefix + outgoing.path, self.lines + header_lines(outgoing.headers)
-        if self.sign is not None:
-            path, signed = await self.sign(path, outgoing.body)
-            lines += header_lines(signed)
+        path, lines, body = await self._signed(outgoing)
         head = request_head("POST", self.target, path, lines)
-        return b"%bContent-Length: %d\r\n\r\n%b" % (head, len(outgoing.body), outgoing.body)
+        return b"%bContent-Length: %d\r\n\r\n%b" % (head, len(body), body)
+
+    async def _signed(self, outgoing: Outgoing) -> tuple[str, bytes, bytes]:
+        path, body = self.prefix + outgoing.path, outgoing.body
+        lines = self.lines + header_lines({"Content-Type": "application/json", **outgoing.headers})
+        if self.query:
+            path += ("&" if "?" in path else "?") + self.query
+        if self.defaults:
+            body = self._completed(body)
+        if self.sign is not None:
+            path, signed = await self.sign(path, body)
+            lines += header_lines(signed)
+        return path, lines, body
+
+    def _completed(self, body: bytes) -> bytes:
+        try:
+            fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        except msgspec.DecodeError:
+            raise InvalidInput(f"{self.vendor.title} takes no JSON: deploy it without saas.extra_body.") from None
+        return msgspec.json.encode({**self.defaults, **fields})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Translated(Foreign):
+    """One that answers chats and the like."""
+
+    wire: Translator
+
+    @property
+    def tasks(self) -> Collection[Task]:
+        return self.wire.tasks
+
+    async def open(self, pool: Pool, outgoing: Outgoing) -> Exchange:
+        """Send the request and wait for the head of its answer. The caller must give the exchange back to the pool.
+
+        Raises:
+            UpstreamError: see ``Pool.exchange`` and ``request``.
+        """
+        return await pool.exchange(self.target, await self.request(outgoing), self.timeouts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Framed(Translated):
+    """One behind a websocket. An address that has a path of its own is taken as it is."""
+
+    wire: FrameTranslator
+
+    async def open(self, pool: Pool, outgoing: Outgoing) -> Exchange:
+        from byzerllm.relay.websocket import WebSocket  # a library that most servers never need
+
+        if self.prefix:
+            outgoing = outgoing._replace(path="")
+        path, lines, body = await self._signed(outgoing)
+        socket = WebSocket(self.target, self.timeouts, self.wire.is_last)
+        await socket.open(path, lines, body)
+        return socket
+
+
+@dataclass(frozen=True, kw_only=True)
+class Media(Foreign):
+    """One that makes sound or images."""
+
+    wire: MediaFormat
+
+    @property
+    def tasks(self) -> Collection[Task]:
+        return self.wire.tasks
 
 
 class Worker:

@@ -1,4 +1,4 @@
-"""Wire formats by name. A new format is one file here and one line in ``WIRES`` or ``TRANSLATORS``."""
+"""Wire formats by name. A new format is one file here and one line in ``WIRES``, ``TRANSLATORS`` or ``MEDIA``."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from importlib import import_module
 
 from byzerllm.errors import InvalidInput
 from byzerllm.wire.base import Translator, Wire
+from byzerllm.wire.media import MediaFormat
 from byzerllm.wire.openai import OpenAIWire
 
 WIRES: dict[str, Wire] = {"openai": OpenAIWire()}
 
 # Format -> module and class, imported when an instance needs it.
 TRANSLATORS: dict[str, tuple[str, str]] = {
+    "openai_lenient": ("byzerllm.wire.openai_lenient", "OpenAILenient"),
     "anthropic": ("byzerllm.wire.anthropic", "Anthropic"),
     "gemini": ("byzerllm.wire.gemini", "Gemini"),
     "dashscope": ("byzerllm.wire.dashscope", "DashScope"),
@@ -23,6 +25,16 @@ TRANSLATORS: dict[str, tuple[str, str]] = {
     "spark": ("byzerllm.wire.spark", "Spark"),
 }
 
+# The same for speech and images.
+MEDIA: dict[str, tuple[str, str]] = {
+    "speech_azure": ("byzerllm.wire.speech_azure", "AzureSpeech"),
+    "speech_volcengine": ("byzerllm.wire.speech_volcengine", "VolcengineSpeech"),
+    "speech_volcengine_v3": ("byzerllm.wire.speech_volcengine", "VolcengineSpeechV3"),
+    "speech_minimax": ("byzerllm.wire.speech_minimax", "MiniMaxSpeech"),
+    "speech_dashscope": ("byzerllm.wire.speech_dashscope", "DashScopeSpeech"),
+    "images_siliconflow": ("byzerllm.wire.images_siliconflow", "SiliconFlowImages"),
+}
+
 
 def check_wire(name: str) -> None:
     """Refuse a name that no format has.
@@ -30,8 +42,9 @@ def check_wire(name: str) -> None:
     Raises:
         InvalidInput: the known names are listed.
     """
-    if name not in WIRES and name not in TRANSLATORS:
-        raise InvalidInput(f"Unknown wire format {name!r}. Known: {', '.join(sorted((*WIRES, *TRANSLATORS)))}.")
+    known = sorted((*WIRES, *TRANSLATORS, *MEDIA))
+    if name not in known:
+        raise InvalidInput(f"Unknown wire format {name!r}. Known: {', '.join(known)}.")
 
 
 @functools.cache
@@ -39,4 +52,12 @@ def translator(name: str) -> Translator:
     """The translated format of that name."""
     module, cls = TRANSLATORS[name]
     found: Translator = getattr(import_module(module), cls)()
+    return found
+
+
+@functools.cache
+def media_format(name: str) -> MediaFormat:
+    """The format for speech or images of that name."""
+    module, cls = MEDIA[name]
+    found: MediaFormat = getattr(import_module(module), cls)()
     return found

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
@@ -25,6 +25,11 @@ class Task(str, Enum):
     CHAT = "chat"
     COMPLETION = "completion"
     EMBEDDING = "embedding"
+    RERANK = "rerank"
+    RESPONSES = "responses"
+    SPEECH = "speech"
+    TRANSCRIPTION = "transcription"
+    IMAGE = "image"
 
 
 class Usage(NamedTuple):
@@ -163,6 +168,16 @@ class Translator(Protocol):
         ...
 
 
+@runtime_checkable
+class FrameTranslator(Translator, Protocol):
+    """A format of a websocket: a request is one text frame, and the answer's bytes are text frames, each ended by a
+    line feed. Where the base URL has a path of its own the request's is left out."""
+
+    def is_last(self, frame: bytes) -> bool:
+        """Whether nothing follows this frame, so that the connection can be closed."""
+        ...
+
+
 class Wire(Protocol):
     """A format that clients speak too: bodies pass through, only the model's name is exchanged."""
 
@@ -180,10 +195,14 @@ class Wire(Protocol):
         """What the upstream's error answer says, with its own status, code, message and request id."""
         ...
 
+    def failure(self, answer: bytes) -> UpstreamError | None:
+        """The error that an answer of status 200 reports: a whole one, or what has come of a stream. None: no error."""
+        ...
+
     def usage(self, tail: bytes) -> Usage | None:
         """Tokens, from the last bytes of an answer or stream; None when it does not say."""
         ...
 
-    def stream_end(self, tail: bytes) -> StreamEnd:
-        """Whether a stream that ended with these bytes is whole."""
+    def stream_end(self, tail: bytes, task: Task) -> StreamEnd:
+        """Whether a stream that answered such a task and ended with these bytes is whole."""
         ...

@@ -1,4 +1,4 @@
-"""OpenAI's format, for chat, completions and embeddings: the one that clients speak, so its bytes pass through.
+"""OpenAI's format, for every task: the one that clients speak, so its bytes pass through.
 
 Facts: platform.openai.com/docs/api-reference, and the error shapes of the vendors that are compatible with it.
 """
@@ -13,19 +13,33 @@ import msgspec
 
 from byzerllm.errors import ByzerError, InternalError, UpstreamError
 from byzerllm.wire.base import Request, StreamEnd, Task, Usage, with_model
+from byzerllm.wire.in_band import in_band_status
 
 PATHS = {
     Task.CHAT: "/chat/completions",
     Task.COMPLETION: "/completions",
     Task.EMBEDDING: "/embeddings",
+    Task.RERANK: "/rerank",  # not OpenAI's: what Cohere, Jina and the servers that follow them have in common
+    Task.RESPONSES: "/responses",
+    Task.SPEECH: "/audio/speech",
+    Task.TRANSCRIPTION: "/audio/transcriptions",
+    Task.IMAGE: "/images/generations",
 }
 DONE = b"data: [DONE]\n\n"
 
 _PROMPT = re.compile(rb'"prompt_tokens"\s*:\s*(\d+)')
 _COMPLETION = re.compile(rb'"completion_tokens"\s*:\s*(\d+)')
+_INPUT = re.compile(rb'"input_tokens"\s*:\s*(\d+)')  # of responses, images, transcriptions and rerankings
+_OUTPUT = re.compile(rb'"output_tokens"\s*:\s*(\d+)')
 _TIMINGS = re.compile(rb'"cache_n"\s*:\s*(\d+)\s*,\s*"prompt_n"\s*:\s*(\d+).*"predicted_n"\s*:\s*(\d+)', re.DOTALL)
 _FINISHED = re.compile(rb'"finish_reason"\s*:\s*"[^"]')  # some vendors send "" until the end
-_ERROR_EVENT = re.compile(rb'data: ?\{\s*"error"\s*:\s*[{"]')
+_ERROR_EVENT = re.compile(
+    rb'data: ?\{\s*(?:"error"\s*:\s*[{"]|"code"\s*:\s*[1-9])|"base_resp"\s*:\s*\{\s*"status_code"\s*:\s*[1-9]'
+)
+_ERROR_WORDS = (b'"error"', b'"code"', b'"base_resp"')  # spares most streams the search
+_FAILED = re.compile(rb'"type"\s*:\s*"(?:error|response\.failed)"')
+_RESPONSE_END = re.compile(rb'"type"\s*:\s*"response\.(?:completed|incomplete)"')
+_REQUEST_IDS = ("request_id", "trace_id", "sid")
 _MAX_MESSAGE = 4000
 _MAX_BODY = 64 * 1024
 
@@ -39,29 +53,63 @@ class OpenAIWire:
         return PATHS.get(task)
 
     def body(self, request: Request, model: str, defaults: Mapping[str, msgspec.Raw]) -> bytes:
+        effort = defaults.get("reasoning_effort")
+        if request.task is Task.RESPONSES and effort is not None:  # it has another name for it
+            others = {name: value for name, value in defaults.items() if name != "reasoning_effort"}
+            defaults = {"reasoning": msgspec.Raw(b'{"effort":%b}' % bytes(effort)), **others}
         return with_model(request, model, defaults)
 
     def error(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
         return parse_error(status, headers, body)
 
+    def failure(self, answer: bytes) -> UpstreamError | None:
+        if answer.startswith(b"data:"):  # a stream: its first event
+            answer, end, _ = answer[5:].partition(b"\n")
+            if not end:
+                return None
+        return failure(answer)
+
     def usage(self, tail: bytes) -> Usage | None:
         prompt = _last(_PROMPT, tail)
         if prompt is None:
             timings = _TIMINGS.search(tail)  # llama.cpp ends every stream with them
-            return Usage(int(timings[1]) + int(timings[2]), int(timings[3])) if timings else None
+            if timings:
+                return Usage(int(timings[1]) + int(timings[2]), int(timings[3]))
+            read = _last(_INPUT, tail)
+            return Usage(read, _last(_OUTPUT, tail) or 0) if read is not None else None
         return Usage(prompt, _last(_COMPLETION, tail) or 0)
 
-    def stream_end(self, tail: bytes) -> StreamEnd:
-        if b'"error"' in tail and _ERROR_EVENT.search(tail):
+    def stream_end(self, tail: bytes, task: Task) -> StreamEnd:
+        if any(word in tail for word in _ERROR_WORDS) and _ERROR_EVENT.search(tail):
             return StreamEnd.ERROR
+        if task not in (Task.CHAT, Task.COMPLETION):
+            return _typed_end(tail, task)
         if tail.rstrip().endswith(b"[DONE]") or _FINISHED.search(tail):
             return StreamEnd.COMPLETE
         return StreamEnd.TRUNCATED
 
 
+def _typed_end(tail: bytes, task: Task) -> StreamEnd:
+    """The end of a stream whose events have types and no common last one; the last may be longer than the tail."""
+    lines = tail.replace(b"\r\n", b"\n")
+    if not lines.endswith(b"\n\n"):
+        return StreamEnd.TRUNCATED
+    before, _, last = lines.rstrip().rpartition(b"\n\n")
+    if _FAILED.search(last):
+        return StreamEnd.ERROR
+    known = task is Task.RESPONSES and bool(before)
+    return StreamEnd.TRUNCATED if known and not _RESPONSE_END.search(last) else StreamEnd.COMPLETE
+
+
 def _last(pattern: re.Pattern[bytes], tail: bytes) -> int | None:
     found = pattern.findall(tail)
     return int(found[-1]) if found else None
+
+
+def failure(answer: bytes) -> UpstreamError | None:
+    """The error that the JSON of an answer of status 200 reports, with the status that it should have had, or None."""
+    status = in_band_status(answer)
+    return None if status is None else parse_error(status, {}, answer)
 
 
 def parse_error(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
@@ -78,10 +126,14 @@ def parse_error(status: int, headers: Mapping[str, str], body: bytes) -> Upstrea
         vendor_code=code if isinstance(code, str | int) else None,
         vendor_type=_text(fields.get("type")),
         param=_text(fields.get("param")),
-        request_id=headers.get("x-request-id") or headers.get("request-id") or _text(fields.get("request_id")),
+        request_id=headers.get("x-request-id") or headers.get("request-id") or _request_id(fields),
         retry_after=retry_after(headers),
         body=body[:_MAX_BODY],
     )
+
+
+def _request_id(fields: Mapping[str, Any]) -> str | None:
+    return next((fields[name] for name in _REQUEST_IDS if isinstance(fields.get(name), str)), None)
 
 
 def _text(value: Any) -> str | None:
@@ -99,14 +151,25 @@ def _error_fields(body: bytes) -> dict[str, Any]:
         return {"message": value}
     if not isinstance(value, dict):
         return {"message": _plain_text(body)}
+    return _fields_of(value) or {"message": _plain_text(body)}
+
+
+def _fields_of(value: dict[str, Any]) -> dict[str, Any] | None:
+    """What an object says of an error, under OpenAI's names; None when it is of no known shape."""
     inner = value.get("error")
     if isinstance(inner, dict):
         return {"request_id": value.get("request_id"), **inner}
     if isinstance(inner, str):
         return {"message": value.get("error_description") or inner, "code": inner}
-    if "detail" in value:  # FastAPI
-        return {"message": value["detail"] if isinstance(value["detail"], str) else _plain_text(body)}
-    return value if "message" in value else {"message": _plain_text(body)}
+    base = value.get("base_resp")
+    if isinstance(base, dict) and base.get("status_code"):  # MiniMax
+        return {**value, "message": base.get("status_msg"), "code": base["status_code"]}
+    if value.get("error_msg"):  # Baidu, Huawei
+        return {**value, "message": value["error_msg"], "code": value.get("error_code")}
+    for name in ("Message", "detail"):  # AWS, from what stands before its services; FastAPI
+        if isinstance(value.get(name), str):
+            return {"message": value[name]}
+    return value if "message" in value else None
 
 
 def _plain_text(body: bytes) -> str:
