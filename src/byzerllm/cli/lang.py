@@ -29,6 +29,10 @@ FLAGS: dict[str, tuple[str, str]] = {
         "key that callers must send: the key, env:NAME or file:PATH; else $BYZERLLM_API_KEY",
         "调用方必须提供的密钥：密钥本身、env:NAME 或 file:PATH；默认取 $BYZERLLM_API_KEY",
     ),
+    "audio": (
+        "sound file to write down; --query may name words that occur in it",
+        "要转写的音频文件，--query 可作提示词",
+    ),
     "client": ("accepted for older scripts, without effect", "仅为兼容旧脚本，无作用"),
     "cpus_per_worker": ("CPU cores of one worker", "每个 worker 使用的 CPU 数"),
     "detail": ("add queue, latency, tokens and errors", "附加队列、延迟、token 和错误信息"),
@@ -37,6 +41,7 @@ FLAGS: dict[str, tuple[str, str]] = {
     "force": ("do not wait for running requests", "不等待正在执行的请求"),
     "gpus_per_worker": ("GPUs of one worker", "每个 worker 使用的 GPU 数"),
     "host": ("address to listen on", "监听地址"),
+    "image": ("image file that the question is about", "问题所涉及的图片文件"),
     "infer_backend": ("vllm, llama_cpp, transformers or deepspeed; not for saas/*", "推理引擎，SaaS 模型无需设置"),
     "infer_params": (
         "name=value ... of the model; a value may be env:NAME or file:PATH; may be given again",
@@ -52,8 +57,8 @@ FLAGS: dict[str, tuple[str, str]] = {
     "no_wait": ("return before the workers are ready", "不等待 worker 就绪"),
     "num_workers": ("number of workers", "worker 数量"),
     "output_file": (
-        "write the answer here; .mp3 and .wav: decoded from base64",
-        "输出文件，.mp3/.wav 将按 base64 解码",
+        "write the answer here: text, or what a model for speech or images makes",
+        "输出文件：文本，或语音、图像模型生成的内容",
     ),
     "port": ("port to listen on", "监听端口"),
     "pretrained_model_type": ("saas/TYPE or custom/TYPE", "模型类型：saas/TYPE 或 custom/TYPE"),

@@ -14,6 +14,7 @@ from urllib.parse import quote
 from byzerllm.cli.flags import MODEL, SWITCH, Flag
 from byzerllm.client.admin import AdminClient
 from byzerllm.client.chat import stream_chat
+from byzerllm.client.media import draw, speak, transcribe
 from byzerllm.errors import InvalidInput, UpstreamBroken
 
 if TYPE_CHECKING:
@@ -24,37 +25,89 @@ if TYPE_CHECKING:
 
 FLAGS = (
     MODEL,
-    Flag("query", required=True),
+    Flag("query"),
     Flag("system"),
+    Flag("image"),
+    Flag("audio"),
     Flag("template", default="auto"),
     Flag("output_file"),
     Flag("no_stream", SWITCH, False),
 )
 
 _AUDIO = (".mp3", ".wav")
+_SOUND_FORMATS = (".mp3", ".wav", ".opus", ".aac", ".flac", ".pcm")
+_IMAGE_TYPES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".gif": "gif", ".webp": "webp"}
 _DATA_URL = re.compile(r"data:[^,]*;base64,")
 _FIRST_NUMBERS = 6
+_MEANT_FOR = {"image": ("chat",), "system": ("chat", "speech")}
 
 
 def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> int:
+    if not (arguments.query or arguments.audio):
+        raise InvalidInput("--query is missing.", hint="Give --query, or 'query: ...' in the --file.", param="query")
     target = _output_file(arguments.output_file)
     if arguments.template != "auto":
         console.note("--template has no effect: the model's own template is used.")
     client = AdminClient.connect(settings)
     model = client.get(f"/v1/models/{quote(arguments.model, safe='')}")
-    if model.get("task") == "embedding":
-        text = _embed(client, arguments, console, whole=target is not None)
+    task = "transcription" if arguments.audio else model.get("task")
+    for flag, tasks in _MEANT_FOR.items():
+        if getattr(arguments, flag) and task not in tasks:
+            console.note(f"--{flag} has no effect: this is no {' or '.join(tasks)}.")
+    if task in ("speech", "image"):
+        answer: str | bytes = _file(client, arguments, console, task, target)
+    elif task == "transcription":
+        answer = _transcribe(client, arguments, console, shown=target is None)
+    elif task == "embedding":
+        answer = _embed(client, arguments, console, whole=target is not None)
     else:
-        text = _chat(client, arguments, console, shown=target is None)
+        answer = _chat(client, arguments, console, shown=target is None)
     if target is not None:
-        _write(target, text)
+        _write(target, answer)
         console.note(f"Written to {target}.")
     return 0
 
 
+def _file(
+    client: AdminClient, arguments: argparse.Namespace, console: Console, task: str, target: Path | None
+) -> bytes:
+    """Speech or an image: for a file, or for whatever stdout leads to."""
+    if target is None and console.out_is_terminal:
+        raise InvalidInput(
+            f"{arguments.model} answers with {'sound' if task == 'speech' else 'an image'}.",
+            hint=f"Add --output_file answer.{'mp3' if task == 'speech' else 'png'}",
+            param="output_file",
+        )
+    body = {"model": arguments.model}
+    if task == "image":
+        content = draw(client, {**body, "prompt": arguments.query})
+    else:
+        suffix = target.suffix.lower() if target is not None else ""
+        body |= {"response_format": suffix[1:]} if suffix in _SOUND_FORMATS else {}
+        body |= {"instructions": arguments.system} if arguments.system else {}
+        content = speak(client, {**body, "input": arguments.query})
+    if target is None:
+        console.raw(content)
+    return content
+
+
+def _transcribe(client: AdminClient, arguments: argparse.Namespace, console: Console, *, shown: bool) -> str:
+    if not arguments.audio:
+        raise InvalidInput(
+            f"{arguments.model} writes down what is said in a sound file.", hint="Add --audio FILE", param="audio"
+        )
+    try:
+        text = transcribe(client, arguments.model, Path(arguments.audio).expanduser(), arguments.query)
+    except OSError as error:
+        raise InvalidInput(f"--audio {arguments.audio}: {error.strerror}.", param="audio") from None
+    if shown:
+        console.data(text)
+    return text
+
+
 def _chat(client: AdminClient, arguments: argparse.Namespace, console: Console, *, shown: bool) -> str:
-    messages = [{"role": "system", "content": arguments.system}] if arguments.system else []
-    messages.append({"role": "user", "content": arguments.query})
+    messages: list[dict[str, Any]] = [{"role": "system", "content": arguments.system}] if arguments.system else []
+    messages.append({"role": "user", "content": _content(arguments)})
     body: dict[str, Any] = {"model": arguments.model, "messages": messages}
     if arguments.no_stream:
         answer = client.call("POST", "/v1/chat/completions", body, timeout=None)
@@ -74,6 +127,22 @@ def _chat(client: AdminClient, arguments: argparse.Namespace, console: Console, 
         if shown and parts:
             console.data("")  # whatever happens, the next line is its own
     return "".join(parts)
+
+
+def _content(arguments: argparse.Namespace) -> str | list[dict[str, Any]]:
+    """The question, with the image before it where there is one."""
+    if not arguments.image:
+        return str(arguments.query)
+    path = Path(arguments.image).expanduser()
+    kind = _IMAGE_TYPES.get(path.suffix.lower())
+    if kind is None:
+        raise InvalidInput(f"--image {path}: its name must end with {', '.join(_IMAGE_TYPES)}.", param="image")
+    try:
+        data = base64.b64encode(path.read_bytes()).decode()
+    except OSError as error:
+        raise InvalidInput(f"--image {path}: {error.strerror}.", param="image") from None
+    url = f"data:image/{kind};base64,{data}"
+    return [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": arguments.query}]
 
 
 def _embed(client: AdminClient, arguments: argparse.Namespace, console: Console, *, whole: bool) -> str:
@@ -101,12 +170,14 @@ def _output_file(name: str) -> Path | None:
     return path
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, answer: str | bytes) -> None:
     try:
-        if path.suffix.lower() in _AUDIO:
-            path.write_bytes(_audio(text))
+        if isinstance(answer, bytes):
+            path.write_bytes(answer)
+        elif path.suffix.lower() in _AUDIO:
+            path.write_bytes(_audio(answer))
         else:
-            path.write_text(text, "utf-8")
+            path.write_text(answer, "utf-8")
     except OSError as error:
         raise InvalidInput(f"--output_file {path}: {error.strerror}.", param="output_file") from None
 

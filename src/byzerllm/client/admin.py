@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPException, HTTPResponse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from byzerllm.client.server_file import ServerInfo, read_server_file
 from byzerllm.errors import AuthenticationFailed, ByzerError, ServerUnavailable, from_payload
@@ -18,6 +18,13 @@ Event = dict[str, Any]
 
 ANSWER_TIMEOUT = 30.0
 EVENT_TIMEOUT = 600.0  # between two lines; once it has begun, the server sends blank ones every few seconds
+
+
+class Upload(NamedTuple):
+    """A request body that is not JSON."""
+
+    content_type: str
+    content: bytes
 
 
 class AdminClient:
@@ -49,7 +56,7 @@ class AdminClient:
         self,
         method: str,
         path: str,
-        body: dict[str, Any] | None = None,
+        body: dict[str, Any] | Upload | None = None,
         *,
         timeout: float | None = ANSWER_TIMEOUT,
     ) -> dict[str, Any]:
@@ -122,15 +129,15 @@ class AdminClient:
 
     @contextmanager
     def open(
-        self, method: str, path: str, body: dict[str, Any] | None = None, *, timeout: float | None
+        self, method: str, path: str, body: dict[str, Any] | Upload | None = None, *, timeout: float | None
     ) -> Iterator[HTTPResponse]:
         """A good answer whose body is still to be read; leaving the block closes the connection, read or not."""
         connection = HTTPConnection(*self.info.address, timeout=timeout)
         headers = {"Authorization": f"Bearer {self.info.token}"}
         content = None
         if body is not None:
-            content = json.dumps(body).encode()
-            headers["Content-Type"] = "application/json"
+            sent = body if isinstance(body, Upload) else Upload("application/json", json.dumps(body).encode())
+            headers["Content-Type"], content = sent
         try:
             connection.request(method, path, content, headers)
             response = connection.getresponse()
