@@ -72,6 +72,7 @@ class Between:
 
     def join(self, end: End, port: int, first: bytes = b"") -> None:
         """Carry bytes to the port and back from now on, until either side ends."""
+        end.joining = True
 
         async def connect() -> None:
             _, far = await self._loop.create_connection(lambda: End(self, end), "127.0.0.1", port)
@@ -91,6 +92,7 @@ class End(asyncio.Protocol):
     def __init__(self, between: Between, other: End | None = None) -> None:
         self._between = between
         self.other = other
+        self.joining = False  # there will be another end in a moment
         self.kept = bytearray()  # what came before there was another end
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -104,6 +106,8 @@ class End(asyncio.Protocol):
             self.other.transport.write(data)
             return
         self.kept += data
+        if self.joining:
+            return
         head, end, rest = self.kept.partition(b"\r\n\r\n")
         if end:
             self.kept = rest

@@ -16,7 +16,7 @@ import pytest
 import uvloop
 
 from byzerllm.providers.mock import Mock, start
-from byzerllm.providers.mock_replies import Knobs
+from byzerllm.providers.mock_replies import MODELS, Knobs
 
 CHAT = {"model": "mock-chat", "messages": [{"role": "user", "content": "hello"}]}
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
@@ -203,7 +203,7 @@ def test_the_openai_client_understands_it() -> None:
             running(Knobs(api_key="right")) as (mock, port),
             openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="right", max_retries=0) as client,
         ):
-            assert [model.id async for model in client.models.list()] == ["mock-chat", "mock-embedding"]
+            assert [model.id async for model in client.models.list()] == list(MODELS)
             answer = await client.chat.completions.create(**CHAT)  # type: ignore[call-overload]
             assert answer.choices[0].message.content == "You said: hello"
             stream = await client.chat.completions.create(**CHAT, stream=True)  # type: ignore[call-overload]

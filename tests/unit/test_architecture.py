@@ -16,7 +16,8 @@ from byzerllm.cli import arguments, lang
 from byzerllm.cli.deploy import build_spec
 from byzerllm.cli.flags import COMMON, Flag
 from byzerllm.engines import engine
-from byzerllm.providers import registry
+from byzerllm.providers.parse import parse
+from byzerllm.providers.schema import COMMON as SAAS_COMMON
 from byzerllm.spec import check_spec
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -79,7 +80,7 @@ def test_every_environment_variable_is_documented_and_every_documented_one_is_re
 
 def test_every_common_saas_parameter_is_documented() -> None:
     in_table = set(re.findall(r"^\| `saas\.(\w+)` \|", read("docs/configuration.md"), re.MULTILINE))
-    assert in_table == set(registry.COMMON)
+    assert in_table == set(SAAS_COMMON)
 
 
 # Commands
@@ -157,7 +158,7 @@ def test_an_example_is_accepted_by_the_command(
         spec = build_spec(values)
         check_spec(spec)
         if spec.is_saas:
-            registry.parse(spec, dict.fromkeys(re.findall(r"env:(\w+)", line), "value"))
+            parse(spec, dict.fromkeys(re.findall(r"env:(\w+)", line), "value"))
         else:
             engine(spec.infer_backend).parse(spec)
 

@@ -7,10 +7,14 @@ import pytest
 from byzerllm.errors import UpstreamBroken, UpstreamError, UpstreamTimeout, UpstreamUnreachable
 from byzerllm.routing.failover import (
     BREAKER_FAILURES,
+    LONGEST_REST,
     LONGEST_WAIT,
+    RATE_LIMIT_REST,
+    REFUSED_REST,
     breaker_pause,
     is_transient,
     is_worker_failure,
+    key_rest,
     retry_delay,
 )
 
@@ -48,7 +52,7 @@ def test_what_may_be_tried_again_and_whose_fault_it_is(
 ) -> None:
     assert is_transient(error) is transient
     assert is_worker_failure(error) is workers_fault
-    assert (retry_delay(error, 0, 2, elsewhere=True) == 0.0) is transient
+    assert (retry_delay(error, 0, 2, elsewhere=True) == 0.0) is (transient or error.status == 401)
 
 
 def test_the_last_attempt_is_the_last() -> None:
@@ -57,8 +61,45 @@ def test_the_last_attempt_is_the_last() -> None:
     assert retry_delay(answered(500), 0, 0, elsewhere=True) is None
 
 
-def test_a_quota_that_is_used_up_comes_back_for_nobody() -> None:
-    assert retry_delay(answered(429, code="insufficient_quota"), 0, 2, elsewhere=True) is None
+@pytest.mark.parametrize(
+    "error",
+    [
+        answered(429, code="insufficient_quota"),
+        answered(429, code="1113"),
+        UpstreamError("no", status=429, vendor_type="exceeded_current_quota_error"),
+    ],
+)
+def test_a_quota_that_is_used_up_does_not_come_back_by_waiting_but_another_key_has_its_own(
+    error: UpstreamError,
+) -> None:
+    assert retry_delay(error, 0, 2, elsewhere=False) is None
+    assert retry_delay(error, 0, 2, elsewhere=True) == 0.0
+    assert key_rest(error) == REFUSED_REST
+
+
+@pytest.mark.parametrize("status", [401, 402, 403])
+def test_a_key_that_is_refused_is_not_tried_again_but_another_is(status: int) -> None:
+    assert retry_delay(answered(status), 0, 2, elsewhere=False) is None
+    assert retry_delay(answered(status), 0, 2, elsewhere=True) == 0.0
+    assert retry_delay(answered(status), 2, 2, elsewhere=True) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "seconds"),
+    [
+        (answered(429), RATE_LIMIT_REST),
+        (answered(429, retry_after=0.5), 0.5),
+        (answered(429, retry_after=7200), LONGEST_REST),
+        (answered(401), REFUSED_REST),
+        (answered(402), REFUSED_REST),
+        (answered(403, retry_after=3), 3),
+        (answered(404), 0),
+        (answered(500, retry_after=3), 0),
+        (UpstreamBroken("cut"), 0),
+    ],
+)
+def test_how_long_a_key_rests(error: UpstreamError, seconds: float) -> None:
+    assert key_rest(error) == seconds
 
 
 @pytest.mark.parametrize("which", ["connect", "first_byte"])

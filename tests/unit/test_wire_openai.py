@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,8 +37,21 @@ OPENAI = WIRES["openai"]
 
 def test_paths_and_body() -> None:
     assert OPENAI.name == "openai"
-    assert [OPENAI.path(task) for task in Task] == ["/chat/completions", "/completions", "/embeddings"]
+    assert [OPENAI.path(task) for task in Task] == [
+        "/chat/completions", "/completions", "/embeddings", "/rerank", "/responses",
+        "/audio/speech", "/audio/transcriptions", "/images/generations",
+    ]  # fmt: skip
     assert OPENAI.body(decode_request(Task.CHAT, b'{"model":"m","x":1.10}'), "y", {}) == b'{"model":"y","x":1.10}'
+
+
+def test_the_owners_effort_has_another_name_in_responses() -> None:
+    defaults = {"reasoning_effort": msgspec.Raw(b'"low"'), "top_k": msgspec.Raw(b"4")}
+    asked = decode_request(Task.RESPONSES, b'{"model":"m","input":"x"}')
+    assert OPENAI.body(asked, "y", defaults) == b'{"reasoning":{"effort":"low"},"top_k":4,"model":"y","input":"x"}'
+    own = decode_request(Task.RESPONSES, b'{"model":"m","reasoning":{"effort":"high"}}')
+    assert OPENAI.body(own, "y", defaults) == b'{"reasoning":{"effort":"high"},"top_k":4,"model":"y"}'
+    chat = decode_request(Task.CHAT, b'{"model":"m"}')
+    assert OPENAI.body(chat, "y", defaults) == b'{"reasoning_effort":"low","top_k":4,"model":"y"}'
 
 
 # -- a vendor's error -------------------------------------------------------------------------------------------------
@@ -63,8 +77,10 @@ def test_paths_and_body() -> None:
         pytest.param(b'{"detail":"Not Found"}', "Not Found", None, None, id="fastapi"),
         pytest.param(b'{"detail":[{"loc":["body"]}]}', '{"detail":[{"loc":["body"]}]}', None, None,
                      id="fastapi validation"),
-        pytest.param(b'{"base_resp":{"status_code":1008,"status_msg":"no balance"}}',
-                     '{"base_resp":{"status_code":1008,"status_msg":"no balance"}}', None, None, id="unknown shape"),
+        pytest.param(b'{"base_resp":{"status_code":1008,"status_msg":"no balance"}}', "no balance", 1008, None,
+                     id="minimax"),
+        pytest.param(b'{"error_code":18,"error_msg":"qps limit"}', "qps limit", 18, None, id="baidu"),
+        pytest.param(b'{"unknown":"shape"}', '{"unknown":"shape"}', None, None, id="unknown shape"),
         pytest.param(b'{"error":{"msg":"other words"}}', '{"error":{"msg":"other words"}}', None, None,
                      id="an error without a message"),
         pytest.param(b'{"error":{"message":"m","code":{"a":1},"type":["t"],"param":7}}', "m", None, None,
@@ -149,6 +165,8 @@ LAST = b'data: {"choices":[{"delta":{},"finish_reason": "stop"}]}\n\n'
         (b'"usage":{"prompt_tokens":9,"completion_tokens":2,"prompt_tokens_details":{"cached_tokens":4}}', Usage(9, 2)),
         (b'"content":"say \\"prompt_tokens\\": 77"', None),
         (b'"timings":{"cache_n":3,"prompt_n":4,"prompt_ms":1.5,"predicted_n":6,"predicted_ms":2.0}', Usage(7, 6)),
+        (b'"usage":{"input_tokens":9,"input_tokens_details":{"cached_tokens":4},"output_tokens":2}', Usage(9, 2)),
+        (b'"meta":{"tokens":{"input_tokens":28}}', Usage(28, 0)),
     ],
 )
 def test_tokens(tail: bytes, usage: Usage | None) -> None:
@@ -174,7 +192,33 @@ def test_tokens(tail: bytes, usage: Usage | None) -> None:
     ],
 )
 def test_the_end_of_a_stream(tail: bytes, end: StreamEnd) -> None:
-    assert OPENAI.stream_end(tail) is end
+    assert OPENAI.stream_end(tail, Task.CHAT) is end
+
+
+def typed(kind: str, **fields: str) -> bytes:
+    return b"event: %b\ndata: %b\n\n" % (kind.encode(), json.dumps({"type": kind, **fields}).encode())
+
+
+@pytest.mark.parametrize(
+    ("tail", "task", "end"),
+    [
+        (typed("response.created") + typed("response.completed"), Task.RESPONSES, StreamEnd.COMPLETE),
+        (typed("x") + typed("response.incomplete").replace(b"\n", b"\r\n"), Task.RESPONSES, StreamEnd.COMPLETE),
+        (typed("response.created") + typed("response.failed"), Task.RESPONSES, StreamEnd.ERROR),
+        (typed("response.created") + typed("error"), Task.RESPONSES, StreamEnd.ERROR),
+        (typed("response.created") + b'data: {"error":{"message":"x"}}\n\n', Task.RESPONSES, StreamEnd.ERROR),
+        (typed("response.created") + typed("response.output_text.delta"), Task.RESPONSES, StreamEnd.TRUNCATED),
+        (typed("a") + typed("a", delta='"type":"response.completed"'), Task.RESPONSES, StreamEnd.TRUNCATED),
+        (typed("response.completed")[30:], Task.RESPONSES, StreamEnd.COMPLETE),  # longer than the tail: unknown
+        (typed("response.completed")[:-1], Task.RESPONSES, StreamEnd.TRUNCATED),
+        (b"", Task.RESPONSES, StreamEnd.TRUNCATED),
+        (typed("transcript.text.delta") + typed("transcript.text.done"), Task.TRANSCRIPTION, StreamEnd.COMPLETE),
+        (typed("speech.audio.delta") + typed("its own"), Task.SPEECH, StreamEnd.COMPLETE),
+        (typed("image_generation.partial_image")[:-3], Task.IMAGE, StreamEnd.TRUNCATED),
+    ],
+)
+def test_the_end_of_a_stream_of_typed_events(tail: bytes, task: Task, end: StreamEnd) -> None:
+    assert OPENAI.stream_end(tail, task) is end
 
 
 # -- errors for clients -----------------------------------------------------------------------------------------------
@@ -224,7 +268,7 @@ def test_an_error_inside_a_stream_is_one_event() -> None:
     assert event.startswith(b'data: {"error":{"message":"line one\\nline two"')
     assert event.endswith(b"}}\n\n")
     assert event.count(b"\n") == 2
-    assert OPENAI.stream_end(CHUNK + event) is StreamEnd.ERROR
+    assert OPENAI.stream_end(CHUNK + event, Task.CHAT) is StreamEnd.ERROR
 
 
 def test_a_defect_names_the_request_and_nothing_else() -> None:
