@@ -27,6 +27,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+_MAX_BODY = 64 * 1024  # of a vendor's error answer, in bytes
+
 
 class ByzerError(Exception):
     """Base of all errors. ``message`` says what is wrong and where; ``hint`` names the next command to run."""
@@ -155,7 +157,7 @@ class UpstreamError(ByzerError):
         self.vendor_code = vendor_code
         self.vendor_type = vendor_type
         self.request_id = request_id
-        self.body = body
+        self.body = body[:_MAX_BODY]
 
 
 class UpstreamUnreachable(UpstreamError):

@@ -14,6 +14,7 @@ from byzerllm.providers.parse import SaasOptions
 from byzerllm.relay.pool import Pool
 from byzerllm.relay.target import Target, header_lines, parse_target, request_head
 from byzerllm.spec import Timeouts
+from byzerllm.wire.base import BAD_JSON
 from byzerllm.wire.openai import parse_error
 
 _MARGIN = 300.0  # seconds before its end from which a token is not used any more
@@ -123,7 +124,7 @@ def baidu(options: SaasOptions, clock: Callable[[], float]) -> Token:
     def read(headers: Mapping[str, str], body: bytes) -> tuple[str, float] | None:
         try:
             granted = msgspec.json.decode(body, type=_Granted)
-        except msgspec.DecodeError:
+        except BAD_JSON:
             return None
         return granted.access_token, granted.expires_in
 

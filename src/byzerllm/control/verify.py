@@ -12,6 +12,7 @@ from byzerllm.providers.parse import SaasOptions
 from byzerllm.relay.pool import Pool
 from byzerllm.relay.target import Target
 from byzerllm.spec import Timeouts, nearest
+from byzerllm.wire.base import BAD_JSON
 from byzerllm.wire.openai import parse_error
 
 _LIMIT = 8 * 1024 * 1024
@@ -87,7 +88,7 @@ def model_ids(body: bytes) -> list[str] | None:
     """The ids of a model list, OpenAI's ``data``, Gemini's ``models`` or Azure's voices; None when it is none."""
     try:
         value = msgspec.json.decode(body)
-    except msgspec.DecodeError:
+    except BAD_JSON:
         return None
     models = value.get("data", value.get("models")) if isinstance(value, dict) else value
     if not isinstance(models, list):

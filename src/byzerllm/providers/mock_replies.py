@@ -17,6 +17,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from byzerllm.wire.base import BAD_JSON
+
 MODELS = ("mock-chat", "mock-embedding", "mock-speech", "mock-transcription", "mock-image", "mock-rerank")
 _COUNT = (" one", " two", " three", " four", " five", " six", " seven", " eight", " nine", " ten")
 _WORD = re.compile(r"\s*\S+(?:\s+\Z)?")
@@ -144,7 +146,7 @@ def read(decode: Callable[[bytes], Any], body: bytes) -> Any:
     """The request that the body holds; a ``Refusal`` where it holds none."""
     try:
         return decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except BAD_JSON as error:
         raise Refusal(400, f"The request body is not valid: {error}", "invalid_request") from None
 
 

@@ -13,7 +13,7 @@ from byzerllm.relay.connection import Exchange
 from byzerllm.relay.pool import Pool
 from byzerllm.relay.target import Target, header_lines, request_head
 from byzerllm.spec import Timeouts
-from byzerllm.wire.base import FrameTranslator, Outgoing, Task, Translator, Vendor, Wire
+from byzerllm.wire.base import BAD_JSON, FrameTranslator, Outgoing, Task, Translator, Vendor, Wire
 from byzerllm.wire.media import MediaFormat
 from byzerllm.wire.multipart import Form
 
@@ -103,7 +103,7 @@ class Foreign(Upstream):
     def _completed(self, body: bytes) -> bytes:
         try:
             fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-        except msgspec.DecodeError:
+        except BAD_JSON:
             raise InvalidInput(f"{self.vendor.title} takes no JSON: deploy it without saas.extra_body.") from None
         return msgspec.json.encode({**self.defaults, **fields})
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import msgspec
 
-from byzerllm.errors import InvalidInput, UpstreamBroken, UpstreamError
+from byzerllm.errors import UpstreamBroken, UpstreamError
 from byzerllm.wire.anthropic_request import messages_body
 from byzerllm.wire.anthropic_thinking import signature_of
-from byzerllm.wire.base import Outgoing, Request, Task, Vendor
+from byzerllm.wire.base import BAD_JSON, Outgoing, Request, Vendor
 from byzerllm.wire.chat import decode_chat
 from byzerllm.wire.events import (
     Event,
@@ -27,6 +27,7 @@ from byzerllm.wire.events import (
     Tokens,
     ToolCall,
 )
+from byzerllm.wire.limits import ChatOnly
 from byzerllm.wire.openai import parse_error
 from byzerllm.wire.sse import SseReader
 
@@ -153,14 +154,12 @@ _KNOWN = frozenset(
         "error",
     )
 )
-_BAD_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
-class Anthropic:
+class Anthropic(ChatOnly):
     """The upstream side of the Messages API. The base URL is without ``/v1``, as Anthropic's own SDKs have it."""
 
     name = "anthropic"
-    tasks = frozenset((Task.CHAT,))
 
     def request(self, request: Request, vendor: Vendor) -> Outgoing:
         return Outgoing(_PATH, messages_body(decode_chat(request), vendor))
@@ -171,7 +170,7 @@ class Anthropic:
     def events(self, body: bytes) -> list[Event]:
         try:
             message = _MESSAGE.decode(body)
-        except _BAD_JSON as error:
+        except BAD_JSON as error:
             return [Failure(UpstreamBroken(f"The upstream's answer is no Anthropic message: {error}."))]
         if message.type == "error":
             return [Failure(_in_band(body))]
@@ -184,9 +183,6 @@ class Anthropic:
             events.append(message.usage.tokens())
         events.append(_end(message.stop_reason))
         return events
-
-    def embeddings(self, body: bytes) -> tuple[list[list[float]], int]:
-        raise InvalidInput("Anthropic has no embeddings.")
 
     def error(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
         return _error(status, headers, body)
@@ -221,7 +217,7 @@ class AnthropicStream:
             return []
         try:
             event = _EVENT.decode(data)
-        except _BAD_JSON as error:
+        except BAD_JSON as error:
             return [] if _is_unknown(data) else [self._broken(f"The upstream sent a malformed event: {error}.")]
         kind = event.type
         if kind == "content_block_delta":
@@ -334,7 +330,7 @@ def _error(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamErro
     error = parse_error(status, headers, body)
     try:
         details = _ERROR.decode(body).error.details
-    except _BAD_JSON:
+    except BAD_JSON:
         details = None
     error.vendor_code = (details and details.error_code) or error.vendor_code or error.vendor_type
     return error
@@ -351,5 +347,5 @@ def _is_unknown(data: bytes) -> bool:
     """Whether the event is JSON of a type that we do not know, and so of a form that we cannot know."""
     try:
         return _KIND.decode(data).type not in _KNOWN
-    except _BAD_JSON:
+    except BAD_JSON:
         return False

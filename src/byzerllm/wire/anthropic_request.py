@@ -44,8 +44,6 @@ _EFFORTS = {"minimal": "low", "low": "low", "medium": "medium", "high": "high", 
 _SHARES = {"minimal": 0.1, "low": 0.2, "medium": 0.5, "high": 0.8, "xhigh": 0.95, "max": 0.95}
 _LEAST_BUDGET = 1024
 
-_INPUT = msgspec.json.Decoder(dict[str, Any])
-
 
 def messages_body(chat: ChatRequest, vendor: Vendor) -> bytes:
     """The request's JSON.
@@ -156,13 +154,7 @@ def _part(part: Part, vendor: Vendor) -> _Block:
 
 
 def _tool_use(call: Call) -> _Block:
-    try:
-        arguments = _INPUT.decode(call.arguments)
-    except (msgspec.DecodeError, RecursionError):
-        raise InvalidInput(
-            f"The arguments of the tool call {call.id or call.name!r} are no JSON object.", param="messages"
-        ) from None
-    return {"type": "tool_use", "id": call.id, "name": call.name, "input": arguments}
+    return {"type": "tool_use", "id": call.id, "name": call.name, "input": call.input()}
 
 
 def _tool_result(message: Message, vendor: Vendor) -> _Block:

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from byzerllm.errors import InvalidInput
+from byzerllm.wire.base import BAD_JSON
 
 _MARK = "~blocks~"  # in no signature of Anthropic's: those are base64
 _BLOCKS = msgspec.json.Decoder(list[dict[str, str]])
@@ -38,7 +39,7 @@ def blocks_of(reasoning: str, signature: str) -> list[dict[str, Any]]:
         return [{"type": "thinking", "thinking": reasoning, "signature": signature}]
     try:
         return list(_BLOCKS.decode(base64.b64decode(encoded, validate=True)))
-    except (binascii.Error, msgspec.DecodeError, UnicodeDecodeError):
+    except (binascii.Error, *BAD_JSON):
         raise InvalidInput(
             "A message's reasoning_signature is not what the answer had: send it back unchanged.", param="messages"
         ) from None

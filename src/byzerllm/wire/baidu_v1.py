@@ -12,7 +12,7 @@ from urllib.parse import quote
 import msgspec
 
 from byzerllm.errors import InvalidInput, UpstreamBroken, UpstreamError
-from byzerllm.wire.base import Outgoing, Request, Task, Vendor
+from byzerllm.wire.base import BAD_JSON, Outgoing, Request, Task, Vendor
 from byzerllm.wire.chat import ChatRequest, Message, decode_chat
 from byzerllm.wire.embedding import decode_embedding
 from byzerllm.wire.events import (
@@ -108,13 +108,13 @@ class BaiduV1:
     def events(self, body: bytes) -> list[Event]:
         try:
             return _Answer().events(body, whole=True)
-        except msgspec.DecodeError as error:
+        except BAD_JSON as error:
             return [malformed(error)]
 
     def embeddings(self, body: bytes) -> tuple[list[list[float]], int]:
         try:
             answer = _VECTORS.decode(body)
-        except msgspec.DecodeError as error:
+        except BAD_JSON as error:
             raise _reported(body) or UpstreamBroken(f"Baidu's answer holds no embeddings: {error}.") from None
         vectors = [v.embedding for v in sorted(answer.data, key=lambda v: v.index)]
         return vectors, answer.usage.prompt_tokens if answer.usage else 0
@@ -175,7 +175,7 @@ def _message(message: Message, names: Mapping[str, str]) -> dict[str, Any]:
 def _reported(body: bytes) -> UpstreamError | None:
     try:
         reply = _REPLY.decode(body)
-    except msgspec.DecodeError:
+    except BAD_JSON:
         return None
     return _failure(reply, body) if reply.error_code else None
 

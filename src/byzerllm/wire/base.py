@@ -59,6 +59,9 @@ class Request:
         self.stream = stream
 
 
+BAD_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding raises for what is no JSON of the wanted form: bytes that are no UTF-8 and endless nesting included."""
+
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _STRING = msgspec.json.Decoder(str)
 _encode = msgspec.json.encode
@@ -73,12 +76,12 @@ def decode_request(task: Task, body: bytes, *, served_model: str | None = None) 
     """
     try:
         fields = _FIELDS.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except BAD_JSON as error:
         raise InvalidInput(f"The request body is no JSON object: {error}.") from None
     raw_model = fields.get("model")
     try:
         model = _STRING.decode(raw_model) if raw_model is not None else None
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except BAD_JSON:
         raise InvalidInput("'model' must be a string.", param="model") from None
     model = served_model or model
     if not model:
@@ -105,7 +108,7 @@ class Vendor(msgspec.Struct, frozen=True):
     ``models`` facts about its models by the beginning of their names (the longest that fits is meant)."""
 
     model: str
-    title: str = ""
+    title: str = "This vendor"
     params: dict[str, str] = {}
     capabilities: frozenset[str] = frozenset()
     models: dict[str, dict[str, Any]] = {}
@@ -122,7 +125,7 @@ class Vendor(msgspec.Struct, frozen=True):
             InvalidInput: names field and vendor.
         """
         if capability not in self.capabilities:
-            raise InvalidInput(f"{self.title or 'This vendor'} has no {capability}: leave out '{field}'.", param=field)
+            raise InvalidInput(f"{self.title} has no {capability}: leave out '{field}'.", param=field)
 
 
 class Outgoing(NamedTuple):

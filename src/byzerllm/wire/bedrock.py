@@ -13,7 +13,7 @@ import msgspec
 
 from byzerllm.errors import UpstreamBroken, UpstreamError
 from byzerllm.wire.anthropic_thinking import signature_of
-from byzerllm.wire.base import Outgoing, Request, Task, Vendor
+from byzerllm.wire.base import BAD_JSON, Outgoing, Request, Task, Vendor
 from byzerllm.wire.bedrock_request import converse_body, embedding_body
 from byzerllm.wire.chat import decode_chat
 from byzerllm.wire.embedding import decode_embedding
@@ -151,7 +151,7 @@ class BedrockConverse:
     def events(self, body: bytes) -> list[Event]:
         try:
             answer = msgspec.json.decode(body, type=_Answer)
-        except msgspec.DecodeError as error:
+        except BAD_JSON as error:
             return [Failure(UpstreamBroken(f"The upstream's answer is none of Converse: {error}."))]
         events: list[Event] = []
         thoughts: list[dict[str, str]] = []
@@ -175,7 +175,7 @@ class BedrockConverse:
     def embeddings(self, body: bytes) -> tuple[list[list[float]], int]:
         try:
             answer = msgspec.json.decode(body, type=_Vectors)
-        except msgspec.DecodeError as error:
+        except BAD_JSON as error:
             raise UpstreamBroken(f"The upstream's answer has no embeddings: {error}.") from None
         found = answer.embeddings
         vectors = found.get("float", []) if isinstance(found, dict) else found
@@ -250,7 +250,7 @@ class ConverseStream:
                     break
         except UpstreamBroken as error:
             events.append(self._fail(error))
-        except msgspec.DecodeError as error:
+        except BAD_JSON as error:
             events.append(self._fail(UpstreamBroken(f"The upstream's event stream has what is no event: {error}.")))
         return events
 

@@ -184,13 +184,7 @@ def _image(part: ImagePart, vendor: Vendor) -> Fields:
 
 
 def _tool_use(call: Call) -> Fields:
-    try:
-        arguments = msgspec.json.decode(call.arguments, type=dict[str, msgspec.Raw])
-    except msgspec.DecodeError as error:
-        raise InvalidInput(
-            f"The arguments of the tool call {call.id or call.name!r} are no JSON object: {error}.", param="messages"
-        ) from None
-    return {"toolUse": {"toolUseId": call.id, "name": call.name, "input": arguments}}
+    return {"toolUse": {"toolUseId": call.id, "name": call.name, "input": call.input()}}
 
 
 def embedding_body(request: EmbeddingRequest, vendor: Vendor) -> Fields:

@@ -13,10 +13,11 @@ from typing import Any, Literal
 import msgspec
 
 from byzerllm.errors import InvalidInput
-from byzerllm.wire.base import Request
+from byzerllm.wire.base import BAD_JSON, Request
 
 Role = Literal["system", "user", "assistant", "tool"]
 
+_ARGUMENTS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?(?:;[\w-]+=[^;,]*)*;base64,", re.ASCII)
 
 
@@ -60,6 +61,19 @@ class Call(msgspec.Struct, frozen=True):
     arguments: str
     signature: str = ""
 
+    def input(self) -> dict[str, msgspec.Raw]:
+        """The arguments as an object, for the formats that have them as one.
+
+        Raises:
+            InvalidInput: they are none.
+        """
+        try:
+            return _ARGUMENTS.decode(self.arguments)
+        except BAD_JSON:
+            raise InvalidInput(
+                f"The arguments of the tool call {self.id or self.name!r} are no JSON object.", param="messages"
+            ) from None
+
 
 class Message(msgspec.Struct, frozen=True):
     """One turn. ``call_id`` names the call that a tool message answers; ``fields`` are the ones not understood."""
@@ -93,7 +107,6 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     messages: tuple[Message, ...]
     stream: bool = False
-    include_usage: bool = False
     max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
@@ -160,14 +173,13 @@ def decode_chat(request: Request) -> ChatRequest:
     try:
         fields = msgspec.json.decode(raw, type=_Fields)
         extra = {k: msgspec.json.decode(v) for k, v in request.fields.items() if k not in _KNOWN}
-    except msgspec.DecodeError as error:
+    except BAD_JSON as error:
         raise InvalidInput(f"The chat request is not of OpenAI's form: {error}.") from None
     schema, as_object = _response_format(fields.response_format)
     stop = (fields.stop,) if isinstance(fields.stop, str) else tuple(fields.stop or ())
     return ChatRequest(
         messages=tuple(_message(number, m) for number, m in enumerate(fields.messages)),
         stream=request.stream,
-        include_usage=bool((fields.stream_options or {}).get("include_usage")),
         max_tokens=fields.max_completion_tokens or fields.max_tokens,
         temperature=fields.temperature,
         top_p=fields.top_p,

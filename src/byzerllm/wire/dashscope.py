@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from byzerllm.errors import UpstreamBroken, UpstreamError
-from byzerllm.wire.base import Outgoing, Request, Task, Vendor
+from byzerllm.wire.base import BAD_JSON, Outgoing, Request, Task, Vendor
 from byzerllm.wire.chat import decode_chat
 from byzerllm.wire.dashscope_request import chat_fields, embedding_fields
 from byzerllm.wire.embedding import decode_embedding
@@ -60,13 +60,13 @@ class DashScope:
     def events(self, body: bytes) -> list[Event]:
         try:
             return _Decoder().feed(body, _DEFAULT_STATUS)
-        except msgspec.DecodeError as error:
+        except BAD_JSON as error:
             return [malformed(error)]
 
     def embeddings(self, body: bytes) -> tuple[list[list[float]], int]:
         try:
             answer = _embeddings.decode(body)
-        except msgspec.DecodeError as error:
+        except BAD_JSON as error:
             raise UpstreamBroken(f"DashScope's answer cannot be read: {error}.") from None
         if answer.code:
             raise parse_error(_DEFAULT_STATUS, {}, body)
@@ -160,7 +160,7 @@ class _Decoder:
         """The events of the next frame. ``status`` is what an error in it means.
 
         Raises:
-            msgspec.DecodeError: it is none of DashScope's.
+            one of ``BAD_JSON``: it is none of DashScope's.
         """
         frame = _frame.decode(data)
         if frame.code:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from byzerllm.errors import InvalidInput
-from byzerllm.wire.base import Request
+from byzerllm.wire.base import BAD_JSON, Request
 
 
 class EmbeddingRequest(msgspec.Struct, frozen=True):
@@ -37,7 +37,7 @@ def decode_embedding(request: Request) -> EmbeddingRequest:
     try:
         fields = msgspec.json.decode(msgspec.json.encode(request.fields), type=_Fields)
         extra = {k: msgspec.json.decode(v) for k, v in request.fields.items() if k not in _KNOWN}
-    except msgspec.DecodeError as error:
+    except BAD_JSON as error:
         raise InvalidInput(f"The embedding request is not of OpenAI's form, with text as input: {error}.") from None
     texts = (fields.input,) if isinstance(fields.input, str) else tuple(fields.input)
     return EmbeddingRequest(texts, fields.dimensions, extra)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from byzerllm.errors import UpstreamBroken, UpstreamError
-from byzerllm.wire.base import Outgoing, Request, Task, Vendor
+from byzerllm.wire.base import BAD_JSON, Outgoing, Request, Task, Vendor
 from byzerllm.wire.chat import decode_chat
 from byzerllm.wire.embedding import decode_embedding
 from byzerllm.wire.events import (
@@ -66,13 +66,13 @@ class Gemini:
     def events(self, body: bytes) -> list[Event]:
         try:
             return _Decoder().feed(body)
-        except msgspec.DecodeError as error:
+        except BAD_JSON as error:
             return [malformed(error)]
 
     def embeddings(self, body: bytes) -> tuple[list[list[float]], int]:
         try:
             answer = _embeddings.decode(body)
-        except msgspec.DecodeError as error:
+        except BAD_JSON as error:
             raise UpstreamBroken(f"Gemini's answer cannot be read: {error}.") from None
         if answer.error is not None:
             raise _error(_http_status(answer.error), {}, body)
@@ -174,7 +174,7 @@ class _Decoder:
         """The events of the next chunk.
 
         Raises:
-            msgspec.DecodeError: it is none of Gemini's.
+            one of ``BAD_JSON``: it is none of Gemini's.
         """
         chunk = _chunk.decode(data)
         if chunk.error is not None:
@@ -258,7 +258,7 @@ def _error(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamErro
     error = parse_error(status, headers, body)
     try:
         decoded = _error_body.decode(body)
-    except msgspec.DecodeError:  # not Gemini's own: a proxy's
+    except BAD_JSON:  # not Gemini's own: a proxy's
         return error
     for told in decoded if isinstance(decoded, list) else [decoded]:
         error.vendor_code = told.error.status or error.vendor_code

@@ -10,8 +10,6 @@ from collections.abc import Iterable
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-import msgspec
-
 from byzerllm.errors import InvalidInput
 from byzerllm.wire.base import Vendor
 from byzerllm.wire.chat import Call, ChatRequest, ImagePart, Message, TextPart
@@ -199,13 +197,7 @@ def _function_calls(calls: tuple[Call, ...], vendor: Vendor) -> list[Fields]:
 
 
 def _function_call(call: Call) -> Fields:
-    try:
-        arguments = msgspec.json.decode(call.arguments, type=dict[str, msgspec.Raw])
-    except msgspec.DecodeError:
-        raise InvalidInput(
-            f"The arguments of the call of {call.name!r} are no JSON object.", param="messages"
-        ) from None
-    return {**({"id": call.id} if call.id else {}), "name": call.name, "args": arguments}
+    return {**({"id": call.id} if call.id else {}), "name": call.name, "args": call.input()}
 
 
 def _function_response(message: Message, names: dict[str, str]) -> Fields:

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from byzerllm.errors import InvalidInput, UpstreamBroken, UpstreamError
-from byzerllm.wire.base import Outgoing, Request, Task, Vendor
+from byzerllm.wire.base import BAD_JSON, Outgoing, Request, Task, Vendor
 from byzerllm.wire.media import JSON, Download
 from byzerllm.wire.openai import parse_error
 
@@ -35,7 +35,10 @@ class SiliconFlowImages:
     tasks = frozenset((Task.IMAGE,))
 
     def request(self, request: Request, vendor: Vendor) -> Outgoing:
-        fields: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(request.fields))
+        try:
+            fields: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(request.fields))
+        except BAD_JSON as error:
+            raise InvalidInput(f"The request for images cannot be read: {error}.") from None
         body: dict[str, Any] = {"model": vendor.model, "prompt": fields.pop("prompt", None)}
         if not isinstance(body["prompt"], str):
             raise InvalidInput("'prompt' is missing: say what the image is to show.", param="prompt")
@@ -71,7 +74,7 @@ class _Decoder:
     def close(self) -> bytes | Download:
         try:
             reply = msgspec.json.decode(b"".join(self._parts), type=_Reply)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except BAD_JSON as error:
             raise UpstreamBroken(f"SiliconFlow's answer is not of its form: {error}.") from None
         urls = [image.url for image in reply.images]
         if self._as_data:

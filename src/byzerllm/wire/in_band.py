@@ -1,4 +1,5 @@
-"""Errors inside answers of status 200, as vendors send them that are compatible with OpenAI in all else.
+"""Errors inside answers of status 200, as vendors send them that are compatible with OpenAI in all else, and what the
+codes of MiniMax and Spark mean in whatever format of theirs.
 
 Facts: the vendors' lists of codes. A code that stands in none of them counts as the vendor's own failure.
 """
@@ -10,7 +11,9 @@ from typing import Any
 
 import msgspec
 
-MINIMAX = {
+from byzerllm.wire.base import BAD_JSON
+
+_MINIMAX = {
     1001: 504,
     1002: 429,
     1004: 401,
@@ -22,14 +25,15 @@ MINIMAX = {
     2049: 401,
     2056: 429,
 }
-SPARK = {
-    **dict.fromkeys((10003, 10004, 10005, 10163, 10907), 400),
+_SPARK = {
+    **dict.fromkeys((10000, 10001, 10002, 10003, 10004, 10005, 10163, 10907), 400),
     **dict.fromkeys((10013, 10014, 10019, 10021), 400),  # prompt or answer are not allowed
     **dict.fromkeys((10006, 10007, 11201, 11202, 11203), 429),
     **dict.fromkeys((10008, 10110), 503),
     **dict.fromkeys((10015, 10016, 11200), 403),
+    10404: 404,  # the domain is not served at this path
 }
-_STATUSES = MINIMAX | SPARK  # no code means two things
+_STATUSES = _MINIMAX | _SPARK  # no code means two things
 
 _SUSPECT = re.compile(rb'"(?:error|error_code|base_resp|code)"\s*:')
 _EDGE = 2048  # bytes at either end of an answer in which an error would stand
@@ -57,18 +61,19 @@ def in_band_status(answer: bytes) -> int | None:
         return None
     try:
         reply = _REPLY.decode(answer)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except BAD_JSON:
         return None
     if reply.base_resp is not None and reply.base_resp.status_code:
-        return _status(reply.base_resp.status_code)
+        return status_of(reply.base_resp.status_code)
     if reply.choices or reply.data:
         return None
     if reply.error:
-        return _status(reply.error.get("code") if isinstance(reply.error, dict) else None)
+        return status_of(reply.error.get("code") if isinstance(reply.error, dict) else None)
     code = reply.error_code or reply.code
-    return _status(code) if code and str(code) not in ("0", "200") else None
+    return status_of(code) if code and str(code) not in ("0", "200") else None
 
 
-def _status(code: Any) -> int:
+def status_of(code: Any) -> int:
+    """The HTTP status that a code of MiniMax, of Spark or of HTTP itself stands for; 502 for any other."""
     number = int(code) if isinstance(code, int) or (isinstance(code, str) and code.isdigit()) else 0
     return number if 400 <= number < 600 else _STATUSES.get(number, 502)

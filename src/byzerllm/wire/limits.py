@@ -8,7 +8,7 @@ from byzerllm.errors import InvalidInput
 from byzerllm.wire.base import Task, Vendor
 from byzerllm.wire.chat import ChatRequest, ImagePart
 
-_ALWAYS = frozenset(("messages", "stream", "include_usage", "extra"))
+_ALWAYS = frozenset(("messages", "stream", "extra"))
 _AS_SENT = {"json_schema": "response_format", "json_object": "response_format"}
 # Values that ask for nothing more than an upstream without the field does anyway.
 _HARMLESS = {"n": (1,), "tool_choice": ("auto", "none"), "parallel_tool_calls": (True,)}
@@ -44,17 +44,13 @@ def check_fields(chat: ChatRequest, vendor: Vendor, known: Collection[str], extr
         raise _refusal(vendor, "strict")
     for message in chat.messages:
         if any(isinstance(part, ImagePart) for part in message.parts):
-            raise InvalidInput(f"{_title(vendor)} has no vision: leave out the images.", param="messages")
+            raise InvalidInput(f"{vendor.title} has no vision: leave out the images.", param="messages")
         if "tools" not in known and (message.calls or message.role == "tool"):
-            raise InvalidInput(f"{_title(vendor)} has no tools: leave out the tool calls.", param="messages")
+            raise InvalidInput(f"{vendor.title} has no tools: leave out the tool calls.", param="messages")
 
 
 def _refusal(vendor: Vendor, field: str) -> InvalidInput:
-    return InvalidInput(f"{_title(vendor)} has no {field} in this format: leave it out.", param=field)
-
-
-def _title(vendor: Vendor) -> str:
-    return vendor.title or "This vendor"
+    return InvalidInput(f"{vendor.title} has no {field} in this format: leave it out.", param=field)
 
 
 def called_functions(chat: ChatRequest) -> dict[str, str]:

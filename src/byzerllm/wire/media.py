@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 
 from byzerllm.errors import InvalidInput, UpstreamError
-from byzerllm.wire.base import Outgoing, Request, Task, Vendor
+from byzerllm.wire.base import BAD_JSON, Outgoing, Request, Task, Vendor
 
 JSON = b"application/json"
 
@@ -122,7 +122,7 @@ def decode_speech(request: Request, vendor: Vendor, *, known: frozenset[str] = f
             msgspec.json.encode({k: v for k, v in request.fields.items() if k in fields}), type=SpeechRequest
         )
         speech.extra = {k: msgspec.json.decode(v) for k, v in request.fields.items() if k not in (*fields, "model")}
-    except msgspec.DecodeError as error:
+    except BAD_JSON as error:
         raise InvalidInput(f"The request for speech is not of OpenAI's form: {error}.") from None
     for name in speech.extra:
         if name not in known:

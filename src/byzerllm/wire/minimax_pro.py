@@ -12,9 +12,10 @@ from typing import Any
 import msgspec
 
 from byzerllm.errors import UpstreamError
-from byzerllm.wire.base import Outgoing, Request, Vendor
+from byzerllm.wire.base import BAD_JSON, Outgoing, Request, Vendor
 from byzerllm.wire.chat import ChatRequest, Message, decode_chat
 from byzerllm.wire.events import Event, Failure, Finish, FinishReason, Started, StreamDecoder, Text, Tokens
+from byzerllm.wire.in_band import status_of
 from byzerllm.wire.limits import ChatOnly, check_fields
 from byzerllm.wire.openai import parse_error
 from byzerllm.wire.sse import ServerSentEvent
@@ -25,17 +26,6 @@ _NO_SETTING = f"{_BOT} is a helpful assistant."  # the API demands one; this sta
 _KNOWN = ("max_tokens", "temperature", "top_p")
 _OWN = ("sample_messages", "plugins")
 _FINISH: dict[str, FinishReason] = {"length": "length", "max_output": "length", "content_filter": "content_filter"}
-_STATUS: dict[int | str, int] = {
-    1001: 504,
-    1002: 429,
-    1004: 401,
-    1008: 402,
-    1026: 400,  # the prompt is not allowed
-    1027: 400,  # the answer would not be allowed
-    1039: 429,
-    2013: 400,
-    2049: 401,
-}
 
 
 class _Message(msgspec.Struct):
@@ -87,13 +77,13 @@ class MiniMaxPro(ChatOnly):
     def events(self, body: bytes) -> list[Event]:
         try:
             return _Answer().events(body)
-        except msgspec.DecodeError as error:
+        except BAD_JSON as error:
             return [malformed(error)]
 
     def error(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
         try:
             reply = _REPLY.decode(body)
-        except msgspec.DecodeError:
+        except BAD_JSON:
             reply = _Reply()
         if reply.base_resp is not None and reply.base_resp.status_code:
             return _failure(reply, reply.base_resp, body, status)
@@ -127,7 +117,7 @@ def _failure(reply: _Reply, outcome: _Outcome, body: bytes, status: int | None =
     request_id = reply.trace_id or reply.id
     return UpstreamError(
         outcome.status_msg or f"MiniMax reported the error {outcome.status_code}.",
-        status=status or _STATUS.get(outcome.status_code, 500),
+        status=status or status_of(outcome.status_code),
         vendor_code=outcome.status_code,
         request_id=str(request_id) if request_id else None,
         body=body,

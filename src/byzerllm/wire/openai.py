@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from byzerllm.errors import ByzerError, InternalError, UpstreamError
-from byzerllm.wire.base import Request, StreamEnd, Task, Usage, with_model
+from byzerllm.wire.base import BAD_JSON, Request, StreamEnd, Task, Usage, with_model
 from byzerllm.wire.in_band import in_band_status
 
 PATHS = {
@@ -41,7 +41,6 @@ _FAILED = re.compile(rb'"type"\s*:\s*"(?:error|response\.failed)"')
 _RESPONSE_END = re.compile(rb'"type"\s*:\s*"response\.(?:completed|incomplete)"')
 _REQUEST_IDS = ("request_id", "trace_id", "sid")
 _MAX_MESSAGE = 4000
-_MAX_BODY = 64 * 1024
 
 
 class OpenAIWire:
@@ -128,7 +127,7 @@ def parse_error(status: int, headers: Mapping[str, str], body: bytes) -> Upstrea
         param=_text(fields.get("param")),
         request_id=headers.get("x-request-id") or headers.get("request-id") or _request_id(fields),
         retry_after=retry_after(headers),
-        body=body[:_MAX_BODY],
+        body=body,
     )
 
 
@@ -143,7 +142,7 @@ def _text(value: Any) -> str | None:
 def _error_fields(body: bytes) -> dict[str, Any]:
     try:
         value = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except BAD_JSON:
         return {"message": _plain_text(body)}
     if isinstance(value, list) and len(value) == 1:  # Gemini's compatible endpoint
         value = value[0]

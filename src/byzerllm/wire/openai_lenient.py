@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from byzerllm.errors import UpstreamBroken, UpstreamError
-from byzerllm.wire.base import Outgoing, Request, Vendor, with_model
+from byzerllm.wire.base import BAD_JSON, Outgoing, Request, Vendor, with_model
 from byzerllm.wire.chat import ImagePart, decode_chat
 from byzerllm.wire.events import Event, Failure, Finish, FinishReason, Reasoning, Started, Text, Tokens, ToolCall
 from byzerllm.wire.limits import ChatOnly
@@ -96,7 +96,7 @@ class OpenAILenient(ChatOnly):
         answer = _Answer()
         try:
             events = answer.events(body)
-        except msgspec.DecodeError as error:
+        except BAD_JSON as error:
             return [malformed(error)]
         if events and isinstance(events[-1], Failure):
             return events

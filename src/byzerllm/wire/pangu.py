@@ -14,7 +14,7 @@ from urllib.parse import quote
 import msgspec
 
 from byzerllm.errors import UpstreamBroken, UpstreamError
-from byzerllm.wire.base import Outgoing, Request, Vendor
+from byzerllm.wire.base import BAD_JSON, Outgoing, Request, Vendor
 from byzerllm.wire.chat import ChatRequest, decode_chat
 from byzerllm.wire.events import Event, Failure, Finish, FinishReason, Started, StreamDecoder, Text, Tokens
 from byzerllm.wire.limits import ChatOnly, check_fields
@@ -86,7 +86,7 @@ class Pangu(ChatOnly):
     def events(self, body: bytes) -> list[Event]:
         try:
             reply = _REPLY.decode(body)
-        except msgspec.DecodeError as error:
+        except BAD_JSON as error:
             return [malformed(error)]
         if reply.error_code:
             return [Failure(_failure(reply, body))]
@@ -101,7 +101,7 @@ class Pangu(ChatOnly):
     def error(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
         try:
             reply = _REPLY.decode(body)
-        except msgspec.DecodeError:
+        except BAD_JSON:
             reply = _Reply()
         return _failure(reply, body, status) if reply.error_code else parse_error(status, headers, body)
 

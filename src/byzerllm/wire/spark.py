@@ -15,7 +15,7 @@ from urllib.parse import urlencode
 import msgspec
 
 from byzerllm.errors import UpstreamBroken, UpstreamError
-from byzerllm.wire.base import Outgoing, Request, Vendor
+from byzerllm.wire.base import BAD_JSON, Outgoing, Request, Vendor
 from byzerllm.wire.chat import ChatRequest, Message, decode_chat
 from byzerllm.wire.events import (
     Event,
@@ -28,6 +28,7 @@ from byzerllm.wire.events import (
     Tokens,
     ToolCall,
 )
+from byzerllm.wire.in_band import status_of
 from byzerllm.wire.limits import ChatOnly, called_functions, check_fields
 from byzerllm.wire.openai import parse_error
 from byzerllm.wire.sse_json import malformed
@@ -36,14 +37,6 @@ _KNOWN = ("max_tokens", "temperature", "top_k", "tools", "parallel_tool_calls")
 _PENALTIES = ("presence_penalty", "frequency_penalty")  # of the newer models: the table says which
 _OWN = ("auditing", "chat_id", "random_threshold", "thinking")
 _LAST = 2
-_STATUS: dict[int | str, int] = {
-    **dict.fromkeys((10000, 10001, 10002, 10003, 10004, 10005, 10163, 10907), 400),
-    **dict.fromkeys((10013, 10014, 10019, 10021), 400),  # prompt or answer are not allowed
-    **dict.fromkeys((10006, 10007, 11201, 11202, 11203), 429),
-    **dict.fromkeys((10008, 10110), 503),
-    **dict.fromkeys((10015, 10016, 11200), 403),
-    10404: 404,  # the domain is not served at this path
-}
 
 
 class _Header(msgspec.Struct):
@@ -136,10 +129,9 @@ class Spark(ChatOnly):
         return parse_error(status, headers, body)
 
     def is_last(self, frame: bytes) -> bool:
-        """Whether no frame follows this one, so that the connection can be closed."""
         try:
             decoded = _FRAME.decode(frame)
-        except msgspec.DecodeError:
+        except BAD_JSON:
             return True
         return decoded.is_last or decoded.header.code != 0
 
@@ -197,7 +189,7 @@ class _Decoder:
             return []
         try:
             frame = _FRAME.decode(data)
-        except msgspec.DecodeError as error:
+        except BAD_JSON as error:
             self._over = True
             return [malformed(error)]
         self._over = frame.is_last or frame.header.code != 0
@@ -232,7 +224,7 @@ class _Decoder:
 def _failure(header: _Header, frame: bytes) -> UpstreamError:
     return UpstreamError(
         header.message or f"Spark reported the error {header.code}.",
-        status=_STATUS.get(header.code, 500),
+        status=status_of(header.code),
         vendor_code=header.code,
         request_id=header.sid or None,
         body=frame,

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import msgspec
 
 from byzerllm.errors import UpstreamBroken, UpstreamError
-from byzerllm.wire.base import Outgoing, Request, Task, Vendor
+from byzerllm.wire.base import BAD_JSON, Outgoing, Request, Task, Vendor
 from byzerllm.wire.media import Download, MediaDecoder, decode_speech, sound_type
 from byzerllm.wire.openai import parse_error
 from byzerllm.wire.sse import SseReader
@@ -105,7 +105,7 @@ class _Stream:
 def _decode(body: bytes) -> _Output:
     try:
         reply = _REPLY.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except BAD_JSON as error:
         raise UpstreamBroken(f"DashScope's answer cannot be read: {error}.") from None
     if reply.code:
         raise parse_error(_DEFAULT_STATUS, {}, body)

@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 
 from byzerllm.errors import UpstreamBroken, UpstreamError
-from byzerllm.wire.base import Outgoing, Request, Task, Vendor
-from byzerllm.wire.in_band import MINIMAX
+from byzerllm.wire.base import BAD_JSON, Outgoing, Request, Task, Vendor
+from byzerllm.wire.in_band import status_of
 from byzerllm.wire.media import MediaDecoder, decode_speech, sound_type
 from byzerllm.wire.openai import parse_error
 from byzerllm.wire.sse import SseReader
@@ -82,7 +82,7 @@ class _Decoder:
     def __init__(self, content_type: bytes) -> None:
         self.content_type = content_type
         self._reader = SseReader()
-        self._body: bytes | None = None  # of an answer that is no stream
+        self._body: list[bytes] | None = None  # of an answer that is no stream
         self._begun = False
         self._heard = False
         self._over = False
@@ -93,14 +93,14 @@ class _Decoder:
             if not data:
                 return b""
             self._begun = True
-            self._body = b"" if data.startswith(b"{") else None
+            self._body = [] if data.startswith(b"{") else None
         if self._body is not None:
-            self._body += data
+            self._body.append(data)
             return b""
         return b"".join(self._sound(event.data) for event in self._reader.feed(data))
 
     def close(self) -> bytes:
-        pieces = [self._body] if self._body is not None else [event.data for event in self._reader.close()]
+        pieces = [b"".join(self._body)] if self._body is not None else [event.data for event in self._reader.close()]
         sound = b"".join(self._sound(piece) for piece in pieces)
         if not self._over:
             raise UpstreamBroken("MiniMax ended its stream before the sound was whole.")
@@ -110,10 +110,10 @@ class _Decoder:
         try:
             reply = _REPLY.decode(event)
             sound = bytes.fromhex(reply.data.audio or "") if reply.data is not None else b""
-        except (msgspec.DecodeError, ValueError) as error:
+        except (*BAD_JSON, ValueError) as error:
             raise UpstreamBroken(f"MiniMax's answer is not of its form: {error}.") from None
         if reply.base_resp is not None and reply.base_resp.status_code:
-            raise parse_error(MINIMAX.get(reply.base_resp.status_code, 502), {}, event)
+            raise parse_error(status_of(reply.base_resp.status_code), {}, event)
         last = reply.data is not None and reply.data.status == _LAST
         self._over = self._over or last
         if last and self._heard:  # all of it once more

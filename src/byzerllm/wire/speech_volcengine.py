@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from byzerllm.errors import UpstreamBroken, UpstreamError
-from byzerllm.wire.base import Outgoing, Request, Task, Vendor
+from byzerllm.wire.base import BAD_JSON, Outgoing, Request, Task, Vendor
 from byzerllm.wire.media import MediaDecoder, decode_speech, sound_type
 from byzerllm.wire.openai import parse_error
 
@@ -94,7 +94,7 @@ class _Whole:
         body = b"".join(self._parts)
         try:
             answer = msgspec.json.decode(body, type=dict[str, Any])
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except BAD_JSON as error:
             raise UpstreamBroken(f"Volcengine's answer is no JSON object: {error}.") from None
         if answer.get("code") != _SUCCESS:
             raise _failure(answer)
@@ -111,13 +111,18 @@ class _Objects:
         self._over = False
 
     def feed(self, data: bytes) -> bytes:
-        self._text += self._utf8.decode(data)
+        text = self._utf8.decode(data)
+        self._text += text
+        if "}" not in text:
+            return b""
         pieces = []
         while self._text:
             try:
                 answer, end = json.JSONDecoder().raw_decode(self._text)
             except ValueError:  # it goes on in the next piece
                 break
+            except RecursionError:
+                raise UpstreamBroken("Volcengine's answer is nested without end.") from None
             self._text = self._text[end:].lstrip()
             pieces.append(self._piece(answer))
         return b"".join(pieces)

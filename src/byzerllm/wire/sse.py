@@ -21,14 +21,18 @@ class SseReader:
     """Splits bytes into events, however they are cut."""
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._rest: list[bytes] = []  # of a line that has not ended
         self._data: list[bytes] = []
         self._name = b""
         self._comment = b""
 
     def feed(self, data: bytes) -> list[ServerSentEvent]:
         """The events that these bytes complete."""
-        data = self._rest + data
+        if b"\n" not in data and b"\r" not in data:
+            self._rest.append(data)
+            return []
+        if self._rest:
+            data = b"".join((*self._rest, data))
         if b"\r" in data:
             if data.endswith(b"\r"):  # its LF may be the next byte
                 data, held = data[:-1], b"\r"
@@ -36,12 +40,12 @@ class SseReader:
                 held = b""
             data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n") + held
         lines = data.split(b"\n")
-        self._rest = lines.pop()
+        self._rest = [lines.pop()]
         return self._lines(lines)
 
     def close(self) -> list[ServerSentEvent]:
         """The event that the end of the body completes, if one was begun."""
-        rest, self._rest = self._rest.rstrip(b"\r"), b""
+        rest, self._rest = b"".join(self._rest).rstrip(b"\r"), []
         return self._lines([rest, b""] if rest else [b""])
 
     def _lines(self, lines: list[bytes]) -> list[ServerSentEvent]:

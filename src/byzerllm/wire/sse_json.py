@@ -5,9 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
-import msgspec
-
 from byzerllm.errors import UpstreamBroken
+from byzerllm.wire.base import BAD_JSON
 from byzerllm.wire.events import Event, Failure, Finish
 from byzerllm.wire.sse import ServerSentEvent, SseReader
 
@@ -19,7 +18,7 @@ class SseJsonDecoder(ABC):
     def __init__(self, whole: Callable[[bytes], list[Event]]) -> None:
         self._whole = whole
         self._reader = SseReader()
-        self._body: bytes | None = None
+        self._body: list[bytes] | None = None  # of an answer that is no stream
         self._begun = False
         self._over = False
 
@@ -29,15 +28,15 @@ class SseJsonDecoder(ABC):
             if not data:
                 return []
             self._begun = True
-            self._body = b"" if data.startswith(b"{") else None
+            self._body = [] if data.startswith(b"{") else None
         if self._body is not None:
-            self._body += data
+            self._body.append(data)
             return []
         return self._events(self._reader.feed(data))
 
     def close(self) -> list[Event]:
         if self._body is not None:
-            return self._whole(self._body)
+            return self._whole(b"".join(self._body))
         events = self._events(self._reader.close())
         return events if self._over else [*events, self._cut_off()]
 
@@ -48,7 +47,7 @@ class SseJsonDecoder(ABC):
                 break
             try:
                 events += self._chunk(event)
-            except msgspec.DecodeError as error:
+            except BAD_JSON as error:
                 events.append(malformed(error))
             self._over = bool(events) and isinstance(events[-1], Finish | Failure)
         return events
@@ -58,7 +57,7 @@ class SseJsonDecoder(ABC):
         """The events of one chunk; a ``Finish`` or ``Failure`` is the last.
 
         Raises:
-            msgspec.DecodeError: it is not of the vendor's form.
+            one of ``BAD_JSON``: it is not of the vendor's form.
         """
 
     def _cut_off(self) -> Event:
@@ -66,6 +65,6 @@ class SseJsonDecoder(ABC):
         return Failure(UpstreamBroken("The upstream ended its stream before the answer was whole."))
 
 
-def malformed(error: msgspec.DecodeError) -> Failure:
+def malformed(error: Exception) -> Failure:
     """For an answer that is not of the vendor's form."""
     return Failure(UpstreamBroken(f"The upstream's answer is not of its form: {error}."))
