@@ -12,14 +12,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from google import genai
-from google.genai import errors, types
 from tests.vendors.gemini import FAKE, MODEL, error_body
 
 from byzerllm.providers.registry import provider
 from byzerllm.wire import translator
 from byzerllm.wire.base import Task, Vendor, decode_request
 from byzerllm.wire.events import Event, Finish, Reasoning, Text, Tokens, ToolCall
+
+genai = pytest.importorskip("google.genai", reason="google-genai needs Python 3.11")
+errors, types = pytest.importorskip("google.genai.errors"), pytest.importorskip("google.genai.types")
 
 SCRIPT: list[Event] = [
     Reasoning("I look it up.", signature="c2ln"),
