@@ -25,8 +25,10 @@ message and ``hint``, the next thing to do. Every error survives pickling, since
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
+_SHORTEST_SECRET = 8
 _MAX_BODY = 64 * 1024  # of a vendor's error answer, in bytes
 
 
@@ -137,6 +139,7 @@ class UpstreamError(ByzerError):
     """The vendor or engine answered with an error: its own status, code and message.
 
     ``vendor_code``, ``vendor_type`` and ``request_id`` are the vendor's; ``body`` is what it sent, cut at 64 KiB.
+    ``was_answered``: it has done the work, and would do it, and charge for it, again.
     """
 
     code = "upstream_error"
@@ -151,6 +154,7 @@ class UpstreamError(ByzerError):
         vendor_type: str | None = None,
         request_id: str | None = None,
         body: bytes = b"",
+        was_answered: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(message, **kwargs)
@@ -158,6 +162,13 @@ class UpstreamError(ByzerError):
         self.vendor_type = vendor_type
         self.request_id = request_id
         self.body = body[:_MAX_BODY]
+        self.was_answered = was_answered
+
+    def hide(self, secrets: Iterable[str]) -> None:
+        """Star every secret that the vendor repeats in its message; a very short one may be a word and stays."""
+        for secret in secrets:
+            if len(secret) >= _SHORTEST_SECRET:
+                self.message = self.message.replace(secret, "******")
 
 
 class UpstreamUnreachable(UpstreamError):

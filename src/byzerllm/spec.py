@@ -74,7 +74,8 @@ def check_spec(spec: DeploymentSpec) -> None:
     """
     if not _NAME.fullmatch(spec.name):
         raise InvalidInput(
-            f"--model {spec.name!r} is no plain name: use letters, digits, '_', '-' and '.', a letter or digit first.",
+            f"--model {spec.name[:140]!r} is no plain name: use at most 128 letters, digits, '_', '-' and '.', "
+            "a letter or digit first.",
             param="model",
         )
     family, _, kind = spec.pretrained_model_type.rpartition("/")
@@ -95,7 +96,7 @@ def check_spec(spec: DeploymentSpec) -> None:
 def _at_least(flag: str, value: float, low: float, high: float = 1e9) -> None:
     if not low <= value <= high:  # NaN fails both comparisons and is refused too
         upper = f" and at most {high:g}" if high < 1e9 else ""
-        raise InvalidInput(f"--{flag} {value:g} must be at least {low:g}{upper}.", param=flag)
+        raise InvalidInput(f"--{flag} {value:.15g} must be at least {low:g}{upper}.", param=flag)
 
 
 def parse_params(tokens: Iterable[str]) -> dict[str, str]:
@@ -245,7 +246,7 @@ def mask(params: Mapping[str, str], secret: Iterable[str]) -> dict[str, str]:
     return {k: MASK if k in hidden and v and not is_reference(v) else v for k, v in params.items()}
 
 
-_LOOKS_SECRET = re.compile(r"key|token|secret|password|credential|auth|extra_headers", re.IGNORECASE)
+_LOOKS_SECRET = re.compile(r"key|token|secret|password|credential|auth|extra_headers|app_code|prox", re.IGNORECASE)
 
 
 def looks_secret(name: str) -> bool:

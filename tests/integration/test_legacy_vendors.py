@@ -106,7 +106,7 @@ def test_minimax_answers(server: Byzer, upstream: FakeUpstream, minimax: str) ->
     assert second.json()["stream"] is True
 
 
-@pytest.mark.parametrize(("code", "status"), [("1004", 401), ("1008", 402), ("1039", 429), ("1026", 400), ("7", 500)])
+@pytest.mark.parametrize(("code", "status"), [("1004", 401), ("1008", 402), ("1039", 429), ("1026", 400), ("7", 502)])
 @pytest.mark.parametrize("stream", [False, True])
 def test_minimax_reports_errors_in_a_200_answer(
     server: Byzer, upstream: FakeUpstream, minimax: str, code: str, status: int, stream: bool

@@ -65,6 +65,33 @@ def keys(upstream: FakeUpstream) -> list[str]:
     return [r.headers["authorization"].removeprefix("Bearer ") for r in upstream.requests]
 
 
+# -- formats that are not OpenAI's ------------------------------------------------------------------------------------
+
+GEMINI = ("--pretrained_model_type", "saas/gemini", "--infer_params", "saas.api_key=sk", "saas.model=gemini-2.5-flash")
+
+
+def test_a_key_is_refused_in_the_vendors_own_way(running: Byzer, upstream: FakeUpstream) -> None:
+    invalid = {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "API_KEY_INVALID"}
+    error = {"code": 400, "message": "API key not valid.", "status": "INVALID_ARGUMENT", "details": [invalid]}
+    upstream.script(json_reply({"error": error}, 400))
+    done = running.run("deploy", "--model", "g", *GEMINI, f"saas.base_url={upstream.url}/v1beta", code=1)
+    assert "The vendor refused saas.api_key with 401: API key not valid." in done.stderr
+
+
+def test_an_answer_that_came_is_not_paid_for_twice(running: Byzer, upstream: FakeUpstream) -> None:
+    running.run("deploy", "--model", "g", *GEMINI, f"saas.base_url={upstream.url}/v1beta", "--no_verify")
+    spoiled: list[Any] = [{"candidates": [{"finishReason": "OTHER"}]}, {"candidates": 7}, {"candidates": []}]
+    for answer in spoiled:
+        upstream.requests.clear()
+        upstream.default = json_reply(answer)
+        assert post(running, "g").status == 502
+        assert len(upstream.requests) == 1
+    refused = running.http("POST", "/v1/embeddings", {"model": "g", "input": "hi"})
+    assert (refused.status, len(upstream.requests)) == (502, 2)
+    assert "answered without embeddings" in refused.body.decode()
+    undeploy(running, "g")
+
+
 # -- a vendor is data -------------------------------------------------------------------------------------------------
 
 

@@ -31,7 +31,9 @@ from byzerllm.wire.spark import Spark, signed_query
 pytestmark = pytest.mark.usefixtures("no_blocking")
 
 FRAMES = stream([Text("one"), Text("two"), Text("three"), Finish("stop")]).splitlines()
-LINES = b"Host: fake\r\nUser-Agent: byzerllm/0\r\nAccept: */*\r\nX-Team: a\r\nContent-Type: application/json\r\n"
+HEADERS = {
+    "Host": "fake", "User-Agent": "byzerllm/0", "Accept": "*/*", "X-Team": "a", "Content-Type": "application/json",
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -63,7 +65,7 @@ def path_of(target: Target) -> str:
 
 async def opened(target: Target, timeouts: Timeouts = QUICK, path: str = "") -> WebSocket:
     socket = WebSocket(target, timeouts, Spark().is_last)
-    await socket.open(path or path_of(target), LINES, b'{"a": 1}')
+    await socket.open(path or path_of(target), HEADERS, b'{"a": 1}')
     return socket
 
 

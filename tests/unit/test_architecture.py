@@ -158,7 +158,7 @@ def test_an_example_is_accepted_by_the_command(
         spec = build_spec(values)
         check_spec(spec)
         if spec.is_saas:
-            parse(spec, dict.fromkeys(re.findall(r"env:(\w+)", line), "value"))
+            parse(spec, dict.fromkeys(re.findall(r"env:(\w+)", str(spec.infer_params)), "value"))
         else:
             engine(spec.infer_backend).parse(spec)
 

@@ -55,6 +55,10 @@ def test_each_class_has_its_code_status_and_exit_code(cls: type[ByzerError]) -> 
     assert (cls.code, cls.kind, cls.default_status, cls.exit_code, cls.retryable) == TABLE[cls.__name__]
 
 
+def test_an_error_keeps_no_more_of_a_vendors_body_than_it_says() -> None:
+    assert len(UpstreamError("no", body=b"x" * 100_000).body) == 64 * 1024
+
+
 def test_the_table_lists_every_class() -> None:
     assert set(TABLE) == {cls.__name__ for cls in error_types()}
 
@@ -129,3 +133,10 @@ def test_a_payload_with_an_unknown_code_is_classed_by_its_status(
 
 def test_a_payload_without_a_status_has_that_of_its_class() -> None:
     assert from_payload({"code": "model_not_found", "message": "m"}, 0).status == 404
+
+
+def test_a_secret_that_the_vendor_repeats_is_starred() -> None:
+    error = UpstreamError("Incorrect key sk-0123456789, see sk-0123456789; a word stays")
+    error.hide(["sk-0123456789", "word", ""])
+    assert error.message == "Incorrect key ******, see ******; a word stays"
+    assert "sk-0123456789" not in str(error)

@@ -45,6 +45,8 @@ def timeout(which: str) -> UpstreamTimeout:
         (answered(499), False, False),
         (answered(500), True, True),
         (answered(529), True, True),
+        (UpstreamError("spoiled", was_answered=True), False, False),
+        (UpstreamBroken("came, and is none", was_answered=True), False, True),
     ],
 )
 def test_what_may_be_tried_again_and_whose_fault_it_is(

@@ -9,7 +9,7 @@ from byzerllm.errors import InvalidInput, UpstreamBroken, UpstreamError
 from byzerllm.providers.parse import SaasOptions, parse
 from byzerllm.providers.registry import providers, read_table
 from byzerllm.routing.failover import is_transient
-from byzerllm.routing.worker import Media, PassThrough
+from byzerllm.routing.worker import Media, PassThrough, Translated
 from byzerllm.spec import DeploymentSpec
 from byzerllm.wire.base import Task
 
@@ -37,6 +37,8 @@ def options(kind: str, **params: str) -> SaasOptions:
         ("volcengine", {"model": "ep-2026"}, "openai", Task.CHAT),
         ("minimax", {"model": "speech-2.6-hd"}, "speech_minimax", Task.SPEECH),
         ("minimax", {"model": "MiniMax-M2"}, "openai", Task.CHAT),
+        ("minimax", {"model": "abab6.5s-chat", "group_id": "g"}, "minimax_pro", Task.CHAT),
+        ("minimax", {"model": "abab6.5s-chat", "group_id": "g", "wire": "openai"}, "openai", Task.CHAT),
         ("minimax", {"model": "MiniMax-M2", "wire": "speech_minimax"}, "speech_minimax", Task.SPEECH),
         ("siliconflow", {}, "images_siliconflow", Task.IMAGE),
         ("siliconflow", {"model": "Qwen/Qwen-Image-Edit"}, "images_siliconflow", Task.IMAGE),
@@ -50,7 +52,7 @@ def test_the_model_decides_on_format_and_task(kind: str, params: dict[str, str],
     found = options(kind, **params)
     assert (found.provider.wire, found.task) == (wire, task)
     [upstream] = saas_upstreams(found, found.base_url)
-    assert isinstance(upstream, Media if wire != "openai" else PassThrough)
+    assert isinstance(upstream, PassThrough if wire == "openai" else Translated if task is Task.CHAT else Media)
     assert task in upstream.tasks
 
 
@@ -112,5 +114,5 @@ def test_every_voice_and_format_of_the_tables_can_be_used() -> None:
 
 def test_what_was_paid_for_is_not_made_again() -> None:
     assert is_transient(UpstreamError("x", status=502))
-    assert not is_transient(UpstreamError("x", status=502, details={"was_answered": True}))
-    assert not is_transient(UpstreamBroken("x", details={"was_answered": True}))
+    assert not is_transient(UpstreamError("x", status=502, was_answered=True))
+    assert not is_transient(UpstreamBroken("x", was_answered=True))

@@ -265,3 +265,10 @@ def test_a_table_that_is_wrong_is_refused_with_its_place(old: str, new: str, wor
 @pytest.mark.parametrize("auth", ["bearer", "bearer;", "none", "header:X-Key", "query:key", "sigv4", "baidu", "spark"])
 def test_every_kind_of_auth_is_known(auth: Any) -> None:
     assert read_table(TABLE.replace('"bearer"', f'"{auth}"', 1), "t").auth == auth
+
+
+def test_a_password_in_an_address_is_refused_and_not_shown() -> None:
+    named = {"saas.api_key": "k", "saas.model": "m", "saas.base_url": "https://user:hidden-word@host/v1"}
+    with pytest.raises(InvalidInput, match=r"https://\*{6}@host/v1") as refused:
+        parse(DeploymentSpec(name="m", pretrained_model_type="saas/openai", infer_params=named), {})
+    assert "hidden-word" not in str(refused.value)

@@ -15,7 +15,7 @@ from byzerllm.providers.parse import SaasOptions, parse
 from byzerllm.providers.registry import read_table
 from byzerllm.routing.worker import PassThrough, Translated, Upstream
 from byzerllm.spec import DeploymentSpec
-from byzerllm.wire.base import Outgoing, Task
+from byzerllm.wire.base import Outgoing, Task, decode_request
 
 TABLE = """
 type = "acme"
@@ -87,6 +87,26 @@ def test_the_key_goes_where_the_table_says(
     _, [(_, listing)] = models_requests(options, options.base_url)
     assert (f"{header[0]}: {header[1]}\r\n".encode() in listing) if header else (b"\r\nAuthorization" not in listing)
     assert listing.startswith(f"GET /v1/models?{query}".rstrip("?").encode() + b" ")
+
+
+@pytest.mark.parametrize(("owner", "accepted"), [("{}", "text/event-stream"), ('{"accept":"a/b"}', "a/b")])
+def test_no_header_is_sent_twice(acme: Any, owner: str, accepted: str) -> None:
+    options = acme("dashscope", extra_headers=owner)
+    (upstream,) = saas_upstreams(options, options.base_url)
+    assert isinstance(upstream, Translated)
+    wanted = upstream.wire.request(
+        decode_request(Task.CHAT, b'{"model":"m","stream":true,"messages":[]}'), upstream.vendor
+    )
+    head = asyncio.run(upstream.request(wanted)).partition(b"\r\n\r\n")[0].decode()
+    rows = [row.split(": ", 1) for row in head.split("\r\n")[1:]]
+    assert [value for name, value in rows if name.lower() == "accept"] == [accepted]
+    assert len({name.lower() for name, _ in rows}) == len(rows)
+
+
+def test_a_representation_shows_no_key(acme: Any) -> None:
+    for wire in ("openai", "dashscope"):
+        options = acme(wire, "query:key", api_key="hush", extra_headers='{"X-A":"hush"}')
+        assert "hush" not in repr(options) + repr(saas_upstreams(options, options.base_url))
 
 
 def test_without_a_key_none_is_sent(acme: Any) -> None:

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from byzerllm.errors import InvalidInput, UpstreamBroken
+from byzerllm.errors import UpstreamBroken
 from byzerllm.wire import translator
 from byzerllm.wire.anthropic_thinking import blocks_of
-from byzerllm.wire.base import Task
 from byzerllm.wire.events import Event, Failure, Finish, FinishReason, Reasoning, Started, Text, Tokens, ToolCall
 
 WIRE = translator("anthropic")
@@ -253,9 +252,3 @@ def test_an_error_without_details_or_json() -> None:
     body = b'{"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}'
     assert WIRE.error(529, {}, body).vendor_code == "overloaded_error"
     assert WIRE.error(502, {}, b"<html>Bad gateway</html>").message == "Bad gateway"
-
-
-def test_there_are_no_embeddings() -> None:
-    assert WIRE.tasks == {Task.CHAT}
-    with pytest.raises(InvalidInput, match="no embeddings"):
-        WIRE.embeddings(b"{}")

@@ -81,7 +81,8 @@ def test_why_it_ended(reason: str, expected: FinishReason) -> None:
 
 
 def test_an_end_of_unknown_kind_is_an_error() -> None:
-    assert failure(stream(sse(frame("exploded", content="x")))).vendor_code == "exploded"
+    error = failure(stream(sse(frame("exploded", content="x"))))
+    assert (error.vendor_code, error.was_answered) == ("exploded", True)
 
 
 @pytest.mark.parametrize("unfinished", ["null", "", None])
@@ -99,6 +100,7 @@ def test_a_part_that_is_no_text() -> None:
     events = stream(sse(frame("stop", content=[{}, {"text": "see"}, {"image": "https://x.y/a.png"}])))
     assert events[1] == Text("see")
     assert "a part of image" in failure(events).message
+    assert failure(events).was_answered
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"output":7}', "\udcff"])

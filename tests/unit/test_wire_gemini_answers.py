@@ -83,6 +83,7 @@ def test_a_defect_of_the_answer_is_an_error(reason: str) -> None:
     assert (failure(events).vendor_code, failure(events).message) == (reason, f"Gemini stopped: {reason}")
     told = events_of({"candidates": [{"finishReason": reason, "finishMessage": "Malformed."}]})
     assert failure(told).message == "Malformed."
+    assert failure(told).was_answered, "it is charged for"
 
 
 def test_a_blocked_prompt_is_an_error() -> None:
@@ -105,6 +106,7 @@ def test_a_file_is_an_error() -> None:
     events = events_of(chunk({"text": "Here:"}, picture, finish="STOP"))
     assert events[1] == Text("Here:")
     assert "a file" in failure(events).message
+    assert failure(events).was_answered
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"candidates":7}', "\xff"])

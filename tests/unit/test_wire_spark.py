@@ -169,7 +169,7 @@ def test_a_call_whole_and_in_pieces() -> None:
 
 @pytest.mark.parametrize(
     ("code", "status"),
-    [("10013", 400), ("10907", 400), ("10016", 403), ("10404", 404), ("11202", 429), ("10008", 503), ("10010", 500)],
+    [("10013", 400), ("10907", 400), ("10016", 403), ("10404", 404), ("11202", 429), ("10008", 503), ("10010", 502)],
 )
 def test_errors(code: str, status: int) -> None:
     *_, failure = decoded(frame({"content": "a"}) + error_in_answer(code, "no") + frame({"content": "b"}))

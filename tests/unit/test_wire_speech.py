@@ -318,6 +318,11 @@ def test_dashscopes_file_is_fetched() -> None:
     assert found.finish([SOUND]) == SOUND
 
 
+def test_dashscopes_error_inside_a_stream_has_the_comments_status() -> None:
+    frame = b'event:error\n:HTTP_STATUS/429\ndata:{"code":"Throttling","message":"slow down"}\n\n'
+    assert fails("speech_dashscope", frame, response_format="pcm").status == 429
+
+
 def test_dashscopes_stream() -> None:
     def chunk(sound: bytes, reason: str = "null") -> bytes:
         output = {"audio": {"data": b64(sound), "url": ""}, "finish_reason": reason}

@@ -156,11 +156,11 @@ class AdminClient:
             answer = None
         payload = answer.get("error") if isinstance(answer, dict) else None
         error = described_error(payload, status, content[:200].decode("utf-8", "replace"))
+        foreign = f"What answers at {self.info.url} is not the server of {self.info.home}"
+        if not isinstance(payload, dict) and path.startswith(("/admin", "/v1/models")):
+            raise ServerUnavailable(f"{foreign}: status {status}.", hint="Run byzerllm server start.")
         if isinstance(error, AuthenticationFailed) and path.startswith("/admin"):
-            raise ServerUnavailable(
-                f"What answers at {self.info.url} is not the server of {self.info.home}: it refuses its token.",
-                hint="Run byzerllm server start.",
-            )
+            raise ServerUnavailable(f"{foreign}: it refuses its token.", hint="Run byzerllm server start.")
         raise error
 
     def _lost(self, error: OSError | HTTPException) -> ServerUnavailable:

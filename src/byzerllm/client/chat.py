@@ -32,7 +32,12 @@ def stream_chat(client: AdminClient, body: dict[str, Any]) -> Generator[Piece, N
     for data in event_data(client.lines("POST", "/v1/chat/completions", {**body, "stream": True})):
         if data == "[DONE]":
             return
-        chunk = json.loads(data)
+        try:
+            chunk = json.loads(data)
+        except ValueError:
+            chunk = None
+        if not isinstance(chunk, dict):
+            raise UpstreamBroken(f"The answer's stream holds what is no JSON object: {data[:80]!r}")
         if chunk.get("error"):
             raise described_error(chunk["error"], 502)
         for choice in chunk.get("choices") or ():
@@ -50,7 +55,7 @@ def event_data(lines: Iterable[bytes]) -> Iterator[str]:
     parts: list[str] = []
     for line in lines:
         if line.startswith(b"data:"):
-            parts.append(line[5:].decode("utf-8").removeprefix(" "))
+            parts.append(line[5:].decode("utf-8", "replace").removeprefix(" "))
         elif not line and parts:
             yield "\n".join(parts)
             parts = []

@@ -139,7 +139,7 @@ class Controller:
             current = self._deployments.get(spec.name)
             rows = differences(current.spec, spec) if current else []
             if current is not None and not rows:
-                return await self._again(current, environment, accepted, notify)
+                return await self._again(current, environment, accepted, notify, warn)
             if current is not None and not replace:
                 raise _conflict(current.spec, rows)
             others = [d.spec for d in self._deployments.values() if d is not current]
@@ -231,12 +231,20 @@ class Controller:
     # -- helpers -------------------------------------------------------------------------------------------------
 
     async def _again(
-        self, current: Deployment, environment: Mapping[str, str], accepted: Callable[[], None], notify: Notify
+        self,
+        current: Deployment,
+        environment: Mapping[str, str],
+        accepted: Callable[[], None],
+        notify: Notify,
+        warn: Notify,
     ) -> str:
         """The same spec once more: nothing to do, or another try where it does not run."""
-        self._secrets.put(current.spec.name, environment)
         if current.state()[0] is State.READY:
+            known = self._secrets.environ(current.spec.name)
+            for name in (n for n, value in environment.items() if known.get(n) != value):
+                warn(f"{name} has another value now, but the instance goes on with the old one until it is undeployed.")
             return "unchanged"
+        self._secrets.put(current.spec.name, environment)
         accepted()
         if isinstance(current, BrokenDeployment):
             current = self._build(current.spec, current.generation, current.created_at)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from byzerllm.control.state import State
-from byzerllm.errors import ByzerError
 from byzerllm.routing.instance import Instance
 from byzerllm.spec import DeploymentSpec
 
@@ -58,12 +57,3 @@ class Deployment(Protocol):
 def plural(count: int, noun: str) -> str:
     """``1 worker``, ``2 workers``."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def masked_error(error: ByzerError, secrets: Mapping[str, str]) -> str:
-    """The error's text with every secret value starred, should a vendor have repeated one."""
-    text = str(error)
-    for value in secrets.values():
-        if len(value) >= 4:
-            text = text.replace(value, "******")
-    return text

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from byzerllm.errors import InvalidInput
+from byzerllm.errors import DeploymentFailed, InvalidInput
 from byzerllm.runtime.base import EngineProcess
 from byzerllm.spec import DeploymentSpec
 
@@ -122,7 +122,10 @@ class Store:
         return [SavedEngine(r[0], r[1], r[2], msgspec.json.decode(r[3], type=EngineProcess)) for r in rows]
 
     async def _execute(self, sql: str, row: tuple[Any, ...]) -> None:
-        await self._run(lambda: self._connection().execute(sql, row))
+        try:
+            await self._run(lambda: self._connection().execute(sql, row))
+        except sqlite3.Error as error:
+            raise DeploymentFailed(f"The state file {self._path} cannot be written: {error}.") from None
 
     async def _query(self, sql: str) -> list[tuple[Any, ...]]:
         return await self._run(lambda: self._connection().execute(sql).fetchall())

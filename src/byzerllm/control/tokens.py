@@ -12,7 +12,7 @@ import msgspec
 from byzerllm.errors import InvalidInput, UpstreamBroken, UpstreamError
 from byzerllm.providers.parse import SaasOptions
 from byzerllm.relay.pool import Pool
-from byzerllm.relay.target import Target, header_lines, parse_target, request_head
+from byzerllm.relay.target import Target, header_lines, parse_target, request_head, standard_headers
 from byzerllm.spec import Timeouts
 from byzerllm.wire.base import BAD_JSON
 from byzerllm.wire.openai import parse_error
@@ -177,5 +177,5 @@ def _target(options: SaasOptions, url: str) -> tuple[Target, str]:
 
 
 def _post(target: Target, path: str, body: bytes) -> bytes:
-    lines = header_lines({"Host": target.authority, "Content-Type": "application/json", "Accept": "application/json"})
+    lines = header_lines({**standard_headers(target), "Content-Type": "application/json"})
     return request_head("POST", target, path, lines) + b"Content-Length: %d\r\n\r\n%b" % (len(body), body)

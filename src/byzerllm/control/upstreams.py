@@ -10,11 +10,10 @@ from urllib.parse import urlencode
 
 import msgspec
 
-from byzerllm import __version__
 from byzerllm.control.signing import signer
 from byzerllm.control.tokens import Token
 from byzerllm.providers.parse import SaasOptions
-from byzerllm.relay.target import Target, header_lines, parse_target, request_head
+from byzerllm.relay.target import Target, header_lines, merged, parse_target, request_head, standard_headers
 from byzerllm.routing.worker import Framed, Media, PassThrough, Translated, Upstream
 from byzerllm.runtime.base import EngineProcess
 from byzerllm.spec import Timeouts
@@ -23,7 +22,6 @@ from byzerllm.wire.base import FrameTranslator, Task, Wire
 
 _VERSION = re.compile(r"/v\d[^/]*(/|$)")
 _JSON = b"Content-Type: application/json\r\n"
-USER_AGENT = f"byzerllm/{__version__}"
 ENGINE_TASKS = {
     Task.CHAT: frozenset((Task.CHAT, Task.COMPLETION, Task.RESPONSES)),
     Task.EMBEDDING: frozenset((Task.EMBEDDING,)),
@@ -56,6 +54,7 @@ def _saas_upstream(options: SaasOptions, base_url: str) -> Upstream:
         max_retries=options.max_retries,
         heads=_heads(spoken, end, {*(options.provider.tasks or Task), options.task}),
         defaults=defaults,
+        secrets=options.secrets(),
     )
 
 
@@ -69,8 +68,9 @@ def _foreign(options: SaasOptions, end: _Endpoint, defaults: Mapping[str, msgspe
         "vendor": options.vendor(),
         "prefix": end.path,
         "query": urlencode(end.query),
-        "lines": _lines(end.target, end.headers),
+        "headers": end.headers,
         "defaults": defaults,
+        "secrets": options.secrets(),
         "sign": sign,
         "renew": sign.renew if isinstance(sign, Token) else None,
     }
@@ -87,7 +87,7 @@ def models_requests(options: SaasOptions, base_url: str) -> tuple[Target, list[t
     """The vendor's free call that lists its models, as path and whole request; then, where the user gave an address
     without a version, the same one below ``/v1``."""
     end = _endpoint(options, base_url)
-    lines = _lines(end.target, end.headers)
+    lines = _lines(end)
     own, _, own_query = options.provider.models_path.partition("?")
     query = "&".join(filter(None, (own_query, urlencode(end.query))))
     paths = [posixpath.normpath(end.path + own)]
@@ -130,7 +130,9 @@ def _endpoint(options: SaasOptions, base_url: str) -> _Endpoint:
         ca_file=options.ca_file,
     )
     headers, query = _key(options) if options.api_key else ({}, {})
-    return _Endpoint(target, path, _merged(headers, options.headers), {**options.query, **query})
+    headers = merged(headers, options.headers)
+    header_lines(headers)  # refuses at deploy what no header can carry
+    return _Endpoint(target, path, headers, {**options.query, **query})
 
 
 def _key(options: SaasOptions) -> tuple[dict[str, str], dict[str, str]]:
@@ -146,7 +148,7 @@ def _key(options: SaasOptions) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def _heads(spoken: Wire, end: _Endpoint, tasks: Collection[Task]) -> dict[Task, bytes]:
-    lines = _lines(end.target, end.headers)
+    lines = _lines(end)
     query = f"?{urlencode(end.query)}" if end.query else ""
     heads: dict[Task, bytes] = {}
     for task in Task:
@@ -159,11 +161,5 @@ def _heads(spoken: Wire, end: _Endpoint, tasks: Collection[Task]) -> dict[Task, 
     return heads
 
 
-def _lines(target: Target, headers: Mapping[str, str]) -> bytes:
-    return header_lines(_merged({"Host": target.authority, "User-Agent": USER_AGENT, "Accept": "*/*"}, headers))
-
-
-def _merged(headers: Mapping[str, str], more: Mapping[str, str]) -> dict[str, str]:
-    """Both; ``more`` goes before, and header names are the same in any case."""
-    replaced = {name.lower() for name in more}
-    return {**{n: v for n, v in headers.items() if n.lower() not in replaced}, **more}
+def _lines(end: _Endpoint) -> bytes:
+    return header_lines(merged(standard_headers(end.target), end.headers))

@@ -12,8 +12,8 @@ from byzerllm.providers.parse import SaasOptions
 from byzerllm.relay.pool import Pool
 from byzerllm.relay.target import Target
 from byzerllm.spec import Timeouts, nearest
+from byzerllm.wire import known_format
 from byzerllm.wire.base import BAD_JSON
-from byzerllm.wire.openai import parse_error
 
 _LIMIT = 8 * 1024 * 1024
 _TIMEOUTS = Timeouts(connect=10, first_byte=20, idle=20, total=30)
@@ -56,7 +56,11 @@ async def _verify_key(pool: Pool, options: SaasOptions, base_url: str, key: str)
     path, request = requests[0]
     status, headers, body = await _get(pool, target, request, where)
     models = model_ids(body) if status == 200 else None
-    if models is None and status not in (401, 403, 429) and len(requests) > 1:
+    if models is not None:
+        return _check_model(options, models)
+    error = known_format(options.provider.wire).error(status, headers, body)
+    error.hide(options.secrets())
+    if error.status not in (401, 403, 429) and len(requests) > 1:
         status_v1, _, body_v1 = await _get(pool, target, requests[1][1], where)
         if status_v1 in (401, 403) or (status_v1 == 200 and model_ids(body_v1) is not None):
             raise DeploymentFailed(
@@ -64,9 +68,7 @@ async def _verify_key(pool: Pool, options: SaasOptions, base_url: str, key: str)
                 hint=f"Use saas.base_url={options.base_url}/v1",
                 param="saas.base_url",
             )
-    if models is not None:
-        return _check_model(options, models)
-    return _check_status(parse_error(status, headers, body), where, path, key)
+    return _check_status(error, where, path, key)
 
 
 async def _get(pool: Pool, target: Target, request: bytes, where: str) -> tuple[int, dict[str, str], bytes]:

@@ -117,12 +117,12 @@ class Admin:
             verify=request.verify,
             wait=request.wait,
             environment=request.environment,
-            accepted=lambda: emit({"event": "accepted"}),
+            # without a wait it is the outcome: the client leaves on it, which would undo what is not done yet
+            accepted=(lambda: emit({"event": "accepted"})) if request.wait else (lambda: None),
             notify=_progress(emit),
             warn=lambda message: emit({"event": "warning", "message": message}),
         )
-        if outcome != "accepted":
-            emit({"event": outcome, "message": f"{request.spec.name} is {_WORDS[outcome]}"})
+        emit({"event": outcome, "message": f"{request.spec.name} is {_WORDS[outcome]}"})
 
     async def _scale(self, name: str, num_workers: int, emit: Emit) -> None:
         outcome = await self._controller.scale(name, num_workers, lambda: emit({"event": "accepted"}), _progress(emit))
@@ -166,7 +166,7 @@ class Admin:
         )
 
 
-_WORDS = {"ready": "ready", "unchanged": "already deployed with these parameters"}
+_WORDS = {"ready": "ready", "accepted": "being deployed", "unchanged": "already deployed with these parameters"}
 
 
 def _progress(emit: Emit) -> Callable[[str], None]:

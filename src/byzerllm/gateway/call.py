@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from byzerllm.errors import UpstreamError
+from byzerllm.errors import UpstreamBroken, UpstreamError
 from byzerllm.gateway.http import Header, Send
 from byzerllm.relay.connection import Exchange
 from byzerllm.routing.instance import Instance
-from byzerllm.routing.worker import Media, PassThrough, Translated, Worker
+from byzerllm.routing.worker import Media, PassThrough, Translated, Upstream, Worker
 from byzerllm.wire.base import Request
 
 SSE = b"text/event-stream"
+ANSWER_LIMIT = 64 * 1024 * 1024  # bytes of an answer that are held at a time, decoded or not
 _ERROR_LIMIT = 64 * 1024
 _PASSED_ON = frozenset((b"openai-processing-ms", b"openai-organization", b"openai-version", b"retry-after"))
 _RATE_LIMIT = b"x-ratelimit-"
@@ -43,6 +44,19 @@ async def upstream_error(connection: Exchange, upstream: PassThrough | Translate
         error.message = f"the upstream answered with status {error.status}{where} where 200 was expected"
         error.status = 502
     return error
+
+
+def check_held(upstream: Upstream, size: int) -> None:
+    """Refuse to hold so many bytes of an answer.
+
+    Raises:
+        UpstreamBroken: they are too many.
+    """
+    if size >= ANSWER_LIMIT:
+        raise UpstreamBroken(
+            f"{upstream.target} sent {ANSWER_LIMIT // (1024 * 1024)} MiB of an answer that cannot be passed on.",
+            was_answered=True,
+        )
 
 
 def answer_headers(call: Call, worker: Worker, connection: Exchange, extra: list[Header]) -> tuple[bytes, list[Header]]:

@@ -119,6 +119,7 @@ class Inference:
                 try:
                     return await self._attempt(call, worker, waited, extra)
                 except UpstreamError as error:
+                    error.hide(worker.upstream.secrets)
                     instance.failed(worker, error)
                     if call.first_byte:
                         raise

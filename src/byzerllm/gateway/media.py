@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import NoReturn
 from urllib.parse import quote, urlsplit
 
 from byzerllm.errors import InvalidInput, UpstreamBroken, UpstreamError
-from byzerllm.gateway.call import Call, answer_headers, upstream_error
+from byzerllm.gateway.call import ANSWER_LIMIT, Call, answer_headers, check_held, upstream_error
 from byzerllm.gateway.http import Header, send_bytes
 from byzerllm.relay.connection import Connection
 from byzerllm.relay.pool import Pool
-from byzerllm.relay.target import Target, header_lines, parse_target, request_head
+from byzerllm.relay.target import header_lines, parse_target, request_head, standard_headers
 from byzerllm.routing.worker import Media, Worker
 from byzerllm.wire.media import Download, MediaDecoder
-
-_FILE_LIMIT = 64 * 1024 * 1024
 
 
 async def relay_media(pool: Pool, call: Call, worker: Worker, upstream: Media, extra: list[Header]) -> str:
@@ -35,11 +34,15 @@ async def relay_media(pool: Pool, call: Call, worker: Worker, upstream: Media, e
         decoder = upstream.wire.decoder(call.request, int(time.time()))
         headers.append((b"content-type", decoder.content_type))
         await _relay(call, worker, connection, decoder, headers)
-        rest = decoder.close()
+        try:
+            rest = decoder.close()
+        except UpstreamBroken as error:  # it came, and is none
+            error.was_answered = True
+            raise
     finally:
         pool.give_back(connection)
     if isinstance(rest, Download):
-        rest = rest.finish([await _fetch(pool, upstream, url) for url in rest.urls])
+        rest = rest.finish(await _fetch_all(pool, upstream, rest.urls))
     if not call.first_byte and not rest:
         raise UpstreamBroken(f"{upstream.target} answered with nothing.")
     call.instance.succeeded(worker)
@@ -56,18 +59,31 @@ async def _relay(
     call: Call, worker: Worker, connection: Connection, decoder: MediaDecoder, headers: list[Header]
 ) -> None:
     """Up to the end of the vendor's body. What fails before the first piece may still be tried elsewhere."""
+    held = 0
     while chunk := await connection.read():
         worker.progress += 1
         piece = decoder.feed(chunk)
         if not piece:
+            held += len(chunk)
+            check_held(worker.upstream, held)
             continue
+        held = 0
         if not call.first_byte:
             call.first_byte = time.monotonic()
             await call.send({"type": "http.response.start", "status": 200, "headers": headers})
         await call.send({"type": "http.response.body", "body": piece, "more_body": True})
 
 
-async def _fetch(pool: Pool, upstream: Media, url: str) -> bytes:
+async def _fetch_all(pool: Pool, upstream: Media, urls: Sequence[str]) -> list[bytes]:
+    files: list[bytes] = []
+    left = ANSWER_LIMIT
+    for url in urls:
+        files.append(await _fetch(pool, upstream, url, left))
+        left -= len(files[-1])
+    return files
+
+
+async def _fetch(pool: Pool, upstream: Media, url: str, limit: int) -> bytes:
     """A file that the vendor's answer names. No key is sent: it lies on another server."""
     near = upstream.target
     try:
@@ -75,27 +91,26 @@ async def _fetch(pool: Pool, upstream: Media, url: str) -> bytes:
     except InvalidInput as error:
         _lost(error.message)
     query = quote(urlsplit(url).query, safe="/%!$&'()*+,;=:@?")
-    head = request_head("GET", target, f"{path or '/'}{'?' if query else ''}{query}", _lines(target))
+    lines = header_lines(standard_headers(target))
+    head = request_head("GET", target, f"{path or '/'}{'?' if query else ''}{query}", lines)
     try:
         connection = await pool.exchange(target, head + b"\r\n", upstream.timeouts)
         try:
-            content = await connection.read_all(_FILE_LIMIT)
+            content = await connection.read_all(limit)
             status = connection.status
         finally:
             pool.give_back(connection)
     except UpstreamError as error:
         _lost(error.message)
-    if status != 200 or len(content) >= _FILE_LIMIT:
-        _lost(f"{target} answered with status {status} and {len(content)} bytes")
+    if status != 200:
+        _lost(f"{target} answered with status {status}")
+    if len(content) >= limit:
+        _lost(f"it is more than the {ANSWER_LIMIT // (1024 * 1024)} MiB that an answer may have")
     return content
-
-
-def _lines(target: Target) -> bytes:
-    return header_lines({"Host": target.authority, "Accept": "*/*"})
 
 
 def _lost(why: str) -> NoReturn:
     raise UpstreamError(
         f"The vendor made the file, but it could not be fetched: {why.rstrip('.')}.",
-        details={"was_answered": True},
+        was_answered=True,
     ) from None

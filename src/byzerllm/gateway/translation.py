@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Sequence
 
 import msgspec
 
-from byzerllm.errors import UpstreamError
-from byzerllm.gateway.call import Call, answer_headers, upstream_error
+from byzerllm.errors import UpstreamBroken, UpstreamError
+from byzerllm.gateway.call import ANSWER_LIMIT, Call, answer_headers, check_held, upstream_error
 from byzerllm.gateway.http import JSON, Header, send_bytes
 from byzerllm.relay.connection import Exchange
 from byzerllm.relay.pool import Pool
@@ -19,7 +19,6 @@ from byzerllm.wire.base import Outgoing, Request, Task, Usage
 from byzerllm.wire.events import StreamDecoder, Tokens
 from byzerllm.wire.openai_events import Answer, StreamEncoder
 
-_ANSWER_LIMIT = 64 * 1024 * 1024
 _SSE_HEADER = (b"content-type", b"text/event-stream; charset=utf-8")
 
 
@@ -51,8 +50,13 @@ async def _exchange(
         _, headers = answer_headers(call, worker, connection, extra)
         if request.task is Task.CHAT and request.stream:
             return await _stream(call, worker, upstream, connection, headers)
-        body = await connection.read_all(_ANSWER_LIMIT)
-        answer, usage = _whole(call, upstream, body)
+        body = await connection.read_all(ANSWER_LIMIT)
+        check_held(upstream, len(body))
+        try:
+            answer, usage = _whole(call, upstream, body)
+        except UpstreamBroken as error:  # it came, and is none
+            error.was_answered = True
+            raise
         call.instance.succeeded(worker)
         worker.progress += 1
         call.over, call.first_byte = True, time.monotonic()
@@ -66,7 +70,9 @@ async def _exchange(
 def _whole(call: Call, upstream: Translated, body: bytes) -> tuple[bytes, Usage | None]:
     if call.request.task is Task.EMBEDDING:
         vectors, tokens = upstream.wire.embeddings(body)
-        return _embedding_body(call.request, vectors, tokens), Usage(tokens, 0) if tokens else None
+        if not vectors:
+            raise UpstreamBroken(f"{upstream.target} answered without embeddings.")
+        return _embedding_body(call.request, upstream.model, vectors, tokens), Usage(tokens, 0) if tokens else None
     answer = Answer(f"chatcmpl-{call.id.decode()}", upstream.model, int(time.time()))
     for event in upstream.wire.events(body):
         answer.add(event)
@@ -98,9 +104,12 @@ async def _stream(call: Call, worker: Worker, upstream: Translated, connection: 
 async def _pieces(
     connection: Exchange, worker: Worker, decoder: StreamDecoder, encoder: StreamEncoder
 ) -> AsyncIterator[bytes]:
+    held = 0
     while chunk := await connection.read():
         worker.progress += 1
         piece = encoder.encode(decoder.feed(chunk))
+        held = 0 if piece else held + len(chunk)
+        check_held(worker.upstream, held)
         if piece:
             yield piece
         if encoder.failure is not None:
@@ -111,22 +120,22 @@ async def _pieces(
 
 
 def _wants_usage(request: Request) -> bool:
-    options = request.fields.get("stream_options")
-    return options is not None and b'"include_usage"' in bytes(options) and b"true" in bytes(options)
+    options = msgspec.json.decode(request.fields.get("stream_options", b"null"))  # the format has read it already
+    return bool(options and options.get("include_usage"))
 
 
 def _usage(tokens: Tokens | None) -> Usage | None:
     return Usage(tokens.prompt, tokens.completion) if tokens is not None else None
 
 
-def _embedding_body(request: Request, vectors: Sequence[Sequence[float]], tokens: int) -> bytes:
+def _embedding_body(request: Request, model: str, vectors: Sequence[Sequence[float]], tokens: int) -> bytes:
     as_base64 = bytes(request.fields.get("encoding_format", b"")) == b'"base64"'
     data = [
         {"object": "embedding", "index": index, "embedding": _packed(vector) if as_base64 else vector}
         for index, vector in enumerate(vectors)
     ]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    return msgspec.json.encode({"object": "list", "data": data, "model": request.model, "usage": usage})
+    return msgspec.json.encode({"object": "list", "data": data, "model": model, "usage": usage})
 
 
 def _packed(vector: Sequence[float]) -> str:

@@ -105,7 +105,8 @@ class Mock:
             return model_list(knobs)
         if request.method == b"POST" and path.endswith(_GENERATIONS):
             return self._fault(served) or self._generate(path, request, knobs)
-        raise Refusal(404, f"Unknown request: {_text(request.method)} {_text(path)}", "not_found")
+        shown = path[max(0, path.find(b"/v1/")) :]  # what is before it is the secret of the built-in one
+        raise Refusal(404, f"Unknown request: {_text(request.method)} {_text(shown)}", "not_found")
 
     def _generate(self, path: bytes, request: Request, knobs: Knobs) -> Reply:
         body, number = request.body, self.requests

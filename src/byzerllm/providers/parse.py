@@ -19,10 +19,11 @@ from byzerllm.wire import MEDIA, WIRES, media_format
 from byzerllm.wire.base import Task, Vendor
 
 _HEADER = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII)
+_USER_INFO = re.compile(r"//[^/]*@")
 _OURS = frozenset(("host", "content-length", "content-type", "transfer-encoding", "connection"))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SaasOptions:
     """A SaaS instance's parameters, checked, with every reference resolved: it holds secrets, and is not kept.
 
@@ -73,6 +74,11 @@ class SaasOptions:
             )
         pairs = zip(keys, secrets, strict=True)
         return [replace(self, api_key=key, params={**self.params, name: secret}) for key, secret in pairs]
+
+    def secrets(self) -> tuple[str, ...]:
+        """The values that nobody is to see: the key, and the vendor's other secret parameters."""
+        names = [n for n, p in self.provider.params.items() if p.secret and n != "api_key"]
+        return tuple(filter(None, (*_listed(self.api_key), *(self.params.get(n, "") for n in names))))
 
     @property
     def bearer(self) -> str:
@@ -225,8 +231,9 @@ def _checked_url(vendor: Provider, url: str) -> str:
     except ValueError:  # a port that is no number, or half an IPv6 address
         valid = False
     if not valid:
+        shown = _USER_INFO.sub("//******@", url)  # it may hold a password
         raise InvalidInput(
-            f"saas.base_url={url!r} is no {schemes[0]}(s) address such as {schemes[1]}://host/v1.",
+            f"saas.base_url={shown!r} is no {schemes[0]}(s) address such as {schemes[1]}://host/v1.",
             param="saas.base_url",
         )
     url = url.rstrip("/")

@@ -6,11 +6,12 @@ import base64
 import functools
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import quote, unquote, urlsplit
 
 import certifi
 
+from byzerllm import __version__
 from byzerllm.errors import InvalidInput
 
 _PATH = "/%!$&'()*+,;=:@"  # what may stand in a path as it is (RFC 3986, 3.3), escapes included
@@ -26,7 +27,7 @@ class Target:
     tls: bool
     host: str
     port: int
-    proxy: str = ""
+    proxy: str = field(default="", repr=False)
     local_address: str = ""
     ca_file: str = ""
 
@@ -113,6 +114,17 @@ def request_head(method: str, target: Target, path: str, header_lines: bytes) ->
         line = f"{method} http://{target.authority}{path} HTTP/1.1\r\n"
         header_lines += proxy_authorization(target.proxy)
     return line.encode("ascii") + header_lines
+
+
+def standard_headers(target: Target) -> dict[str, str]:
+    """What every request has."""
+    return {"Host": target.authority, "User-Agent": f"byzerllm/{__version__}", "Accept": "*/*"}
+
+
+def merged(*layers: Mapping[str, str]) -> dict[str, str]:
+    """Headers of which later layers go before; names are the same in any case."""
+    found = {name.lower(): (name, value) for layer in layers for name, value in layer.items()}
+    return dict(found.values())
 
 
 def header_lines(headers: Mapping[str, str]) -> bytes:

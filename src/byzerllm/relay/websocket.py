@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, ProxyError, WebSocketException
@@ -49,15 +49,16 @@ class WebSocket:
         self._refusal = b""
         self._over = False
 
-    async def open(self, path: str, lines: bytes, frame: bytes) -> None:
-        """Connect and send the request. ``lines`` are headers for the handshake.
+    async def open(self, path: str, headers: Mapping[str, str], frame: bytes) -> None:
+        """Connect and send the request. ``headers`` are for the handshake; those that only a POST has
+        are left out.
 
         Raises:
             UpstreamError: unreachable, broken or too late. Nothing is left open then, nor when it is cancelled.
         """
         self._total_at = self._loop.time() + self._timeouts.total
         try:
-            self._socket = await self._connect(path, lines)
+            self._socket = await self._connect(path, headers)
         except InvalidStatus as refused:
             answer = refused.response
             self.status, self._refusal, self._over = answer.status_code, bytes(answer.body or b""), True
@@ -109,13 +110,13 @@ class WebSocket:
         if self._socket is not None:
             self._socket.transport.abort()
 
-    async def _connect(self, path: str, lines: bytes) -> ClientConnection:
+    async def _connect(self, path: str, headers: Mapping[str, str]) -> ClientConnection:
         target = self._target
         context = await asyncio.to_thread(tls_context, target.ca_file) if target.tls else None
         try:
             return await _Connect(
                 f"{'wss' if target.tls else 'ws'}://{target.authority}{path}",
-                additional_headers=_headers(lines),
+                additional_headers={n: v for n, v in headers.items() if n.lower() not in _NOT_SENT},
                 user_agent_header=None,
                 compression=None,
                 proxy=target.proxy or None,
@@ -167,8 +168,3 @@ class WebSocket:
     def _broken(self) -> UpstreamError:
         when = "during its answer" if self._silence_kind == "idle" else "without an answer"
         return UpstreamBroken(f"{self._target} closed the connection {when}.")
-
-
-def _headers(lines: bytes) -> list[tuple[str, str]]:
-    pairs = [line.partition(": ")[::2] for line in lines.decode("ascii").split("\r\n") if line]
-    return [(name, value) for name, value in pairs if name.lower() not in _NOT_SENT]

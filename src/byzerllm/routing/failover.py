@@ -22,7 +22,7 @@ _QUOTA = frozenset(("insufficient_quota", "exceeded_current_quota_error", "1113"
 
 def is_transient(error: UpstreamError) -> bool:
     """Whether another attempt may succeed: it never reached the vendor, or the vendor said so."""
-    if error.details.get("was_answered"):  # the vendor has done the work and would do it, and charge for it, again
+    if error.was_answered:
         return False
     if isinstance(error, UpstreamUnreachable | UpstreamBroken):
         return True
@@ -55,10 +55,11 @@ def retry_delay(error: UpstreamError, attempt: int, max_retries: int, *, elsewhe
 
 
 def is_worker_failure(error: UpstreamError) -> bool:
-    """Whether the error counts against the worker. What a vendor answers with a 4xx is the caller's affair."""
+    """Whether the error counts against the worker. What a vendor answers with a 4xx is the caller's affair, and what
+    became of an answer that came is not the connection's."""
     if isinstance(error, UpstreamUnreachable | UpstreamBroken | UpstreamTimeout):
         return True
-    return error.status >= 500
+    return error.status >= 500 and not error.was_answered
 
 
 def key_rest(error: UpstreamError) -> float:

@@ -11,7 +11,7 @@ import msgspec
 from byzerllm.errors import InvalidInput, UpstreamError
 from byzerllm.relay.connection import Exchange
 from byzerllm.relay.pool import Pool
-from byzerllm.relay.target import Target, header_lines, request_head
+from byzerllm.relay.target import Target, header_lines, merged, request_head, standard_headers
 from byzerllm.spec import Timeouts
 from byzerllm.wire.base import BAD_JSON, FrameTranslator, Outgoing, Task, Translator, Vendor, Wire
 from byzerllm.wire.media import MediaFormat
@@ -27,12 +27,14 @@ more."""
 
 @dataclass(frozen=True)
 class Upstream(ABC):
-    """Where requests go. The workers that share an address and a key share one; nothing else is shared."""
+    """Where requests go. The workers that share an address and a key share one; nothing else is shared. ``secrets``
+    are starred wherever the vendor repeats one in an error."""
 
     target: Target
     model: str
     timeouts: Timeouts
     max_retries: int
+    secrets: tuple[str, ...] = field(default=(), repr=False, kw_only=True)
 
     @property
     @abstractmethod
@@ -45,7 +47,7 @@ class PassThrough(Upstream):
     """An upstream that speaks what clients speak. ``heads`` has a request head a task, ready but for the length."""
 
     wire: Wire
-    heads: Mapping[Task, bytes]
+    heads: Mapping[Task, bytes] = field(repr=False)
     defaults: Mapping[str, msgspec.Raw] = field(default_factory=dict)
 
     @property
@@ -65,14 +67,14 @@ class PassThrough(Upstream):
 
 @dataclass(frozen=True)
 class Foreign(Upstream):
-    """An upstream with a format of its own. ``prefix``, ``query`` and ``lines`` (headers, each ended) make a request's
-    head; ``defaults`` are top-level fields for what the format left open; ``sign`` adds what depends on the request
-    or the time."""
+    """An upstream with a format of its own. ``prefix``, ``query`` and ``headers`` (the key and the owner's own, which
+    go before the format's) make a request's head; ``defaults`` are top-level fields for what the format left open;
+    ``sign`` adds what depends on the request or the time."""
 
-    vendor: Vendor
+    vendor: Vendor = field(repr=False)
     prefix: str
-    lines: bytes
-    query: str = ""
+    headers: Mapping[str, str] = field(repr=False)
+    query: str = field(default="", repr=False)
     defaults: Mapping[str, msgspec.Raw] = field(default_factory=dict)
     sign: Sign | None = None
     renew: Renew | None = None
@@ -84,21 +86,22 @@ class Foreign(Upstream):
             UpstreamError: a credential that has to be fetched could not be.
             InvalidInput: there are ``defaults``, and the format's bodies are no JSON objects.
         """
-        path, lines, body = await self._signed(outgoing)
-        head = request_head("POST", self.target, path, lines)
+        path, headers, body = await self._signed(outgoing)
+        head = request_head("POST", self.target, path, header_lines(headers))
         return b"%bContent-Length: %d\r\n\r\n%b" % (head, len(body), body)
 
-    async def _signed(self, outgoing: Outgoing) -> tuple[str, bytes, bytes]:
+    async def _signed(self, outgoing: Outgoing) -> tuple[str, dict[str, str], bytes]:
         path, body = self.prefix + outgoing.path, outgoing.body
-        lines = self.lines + header_lines({"Content-Type": "application/json", **outgoing.headers})
+        standard = {**standard_headers(self.target), "Content-Type": "application/json"}
+        headers = merged(standard, outgoing.headers, self.headers)
         if self.query:
             path += ("&" if "?" in path else "?") + self.query
         if self.defaults:
             body = self._completed(body)
         if self.sign is not None:
             path, signed = await self.sign(path, body)
-            lines += header_lines(signed)
-        return path, lines, body
+            headers = merged(headers, signed)
+        return path, headers, body
 
     def _completed(self, body: bytes) -> bytes:
         try:
@@ -138,9 +141,9 @@ class Framed(Translated):
 
         if self.prefix:
             outgoing = outgoing._replace(path="")
-        path, lines, body = await self._signed(outgoing)
+        path, headers, body = await self._signed(outgoing)
         socket = WebSocket(self.target, self.timeouts, self.wire.is_last)
-        await socket.open(path, lines, body)
+        await socket.open(path, headers, body)
         return socket
 
 

@@ -251,8 +251,9 @@ class _Supervisor:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} supervisor[{os.getpid()}]: {text}\n")
-    sys.stderr.flush()
+    with suppress(OSError):  # a full disk is no reason to die
+        sys.stderr.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} supervisor[{os.getpid()}]: {text}\n")
+        sys.stderr.flush()
 
 
 if __name__ == "__main__":

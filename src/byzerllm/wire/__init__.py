@@ -47,6 +47,11 @@ def check_wire(name: str) -> None:
         raise InvalidInput(f"Unknown wire format {name!r}. Known: {', '.join(known)}.")
 
 
+def known_format(name: str) -> Wire | Translator | MediaFormat:
+    """The format of that name, of whatever kind."""
+    return WIRES.get(name) or (media_format(name) if name in MEDIA else translator(name))
+
+
 @functools.cache
 def translator(name: str) -> Translator:
     """The translated format of that name."""

@@ -216,7 +216,7 @@ class _Thought:
 def _finish(reason: str) -> Event:
     if reason in _MALFORMED:
         message = f"The model's answer cannot be used: it ended with {reason}."
-        return Failure(UpstreamError(message, vendor_code=reason))
+        return Failure(UpstreamError(message, vendor_code=reason, was_answered=True))
     return Finish(_FINISH.get(reason, "stop"))
 
 

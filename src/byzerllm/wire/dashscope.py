@@ -38,7 +38,7 @@ _SSE = {"X-DashScope-SSE": "enable", "Accept": "text/event-stream"}
 _FINISH: dict[str, FinishReason] = {"stop": "stop", "length": "length", "tool_calls": "tool_calls"}
 _UNFINISHED = ("null", "", None)
 _STATUS = b"HTTP_STATUS/"
-_DEFAULT_STATUS = 400  # of an error that comes without: what the vendor's SDK takes
+DEFAULT_STATUS = 400  # of an error that comes without: what the vendor's SDK takes
 
 
 class DashScope:
@@ -59,17 +59,17 @@ class DashScope:
 
     def events(self, body: bytes) -> list[Event]:
         try:
-            return _Decoder().feed(body, _DEFAULT_STATUS)
+            return _Decoder().feed(body, DEFAULT_STATUS)
         except BAD_JSON as error:
             return [malformed(error)]
 
     def embeddings(self, body: bytes) -> tuple[list[list[float]], int]:
         try:
-            answer = _embeddings.decode(body)
+            answer = _EMBEDDINGS.decode(body)
         except BAD_JSON as error:
             raise UpstreamBroken(f"DashScope's answer cannot be read: {error}.") from None
         if answer.code:
-            raise parse_error(_DEFAULT_STATUS, {}, body)
+            raise parse_error(DEFAULT_STATUS, {}, body)
         found = sorted(answer.output.embeddings, key=lambda e: e.text_index)
         return [e.embedding for e in found], answer.usage.total_tokens
 
@@ -144,8 +144,8 @@ class _Embeddings(msgspec.Struct):
     code: str | None = None
 
 
-_frame = msgspec.json.Decoder(_Frame)
-_embeddings = msgspec.json.Decoder(_Embeddings)
+_FRAME = msgspec.json.Decoder(_Frame)
+_EMBEDDINGS = msgspec.json.Decoder(_Embeddings)
 
 
 class _Decoder:
@@ -162,7 +162,7 @@ class _Decoder:
         Raises:
             one of ``BAD_JSON``: it is none of DashScope's.
         """
-        frame = _frame.decode(data)
+        frame = _FRAME.decode(data)
         if frame.code:
             return self.fail(parse_error(status, {}, data))
         events: list[Event] = []
@@ -186,8 +186,8 @@ class _Decoder:
         for part in [{"text": content}] if isinstance(content, str) else content:
             text = part.get("text")
             if not isinstance(text, str) and any(part.values()):
-                error = UpstreamError(f"DashScope answered with a part of {', '.join(part)}, which a chat cannot hold.")
-                events += self.fail(error)
+                what = f"DashScope answered with a part of {', '.join(part)}, which a chat cannot hold."
+                events += self.fail(UpstreamError(what, was_answered=True))
                 return
             if text:
                 events.append(Text(text))
@@ -210,7 +210,8 @@ class _Decoder:
         events += self._tokens()
         known = _FINISH.get(reason or "")
         if known is None:
-            events.append(Failure(UpstreamError(f"DashScope stopped: {reason}", vendor_code=reason)))
+            error = UpstreamError(f"DashScope stopped: {reason}", vendor_code=reason, was_answered=True)
+            events.append(Failure(error))
         else:
             events.append(Finish(known))
 
@@ -230,12 +231,12 @@ class _Stream(SseJsonDecoder):
 
     def _chunk(self, event: ServerSentEvent) -> list[Event]:
         if event.name == b"error":
-            return self._decoder.fail(parse_error(_status(event.comment), {}, event.data))
-        return self._decoder.feed(event.data, _status(event.comment))
+            return self._decoder.fail(parse_error(frame_status(event), {}, event.data))
+        return self._decoder.feed(event.data, frame_status(event))
 
 
-def _status(comment: bytes) -> int:
+def frame_status(frame: ServerSentEvent) -> int:
     """The HTTP status that a frame's comment names, where it is an error's."""
-    text = comment.strip().removeprefix(_STATUS)
+    text = frame.comment.strip().removeprefix(_STATUS)
     status = int(text) if text.isdigit() and len(text) == 3 else 0
-    return status if 400 <= status < 600 else _DEFAULT_STATUS
+    return status if 400 <= status < 600 else DEFAULT_STATUS

@@ -71,7 +71,7 @@ class Gemini:
 
     def embeddings(self, body: bytes) -> tuple[list[list[float]], int]:
         try:
-            answer = _embeddings.decode(body)
+            answer = _EMBEDDINGS.decode(body)
         except BAD_JSON as error:
             raise UpstreamBroken(f"Gemini's answer cannot be read: {error}.") from None
         if answer.error is not None:
@@ -156,9 +156,9 @@ class _Embeddings(msgspec.Struct):
     error: _Code | None = None
 
 
-_chunk = msgspec.json.Decoder(_Chunk)
-_embeddings = msgspec.json.Decoder(_Embeddings)
-_error_body = msgspec.json.Decoder(_ErrorBody | list[_ErrorBody])
+_CHUNK = msgspec.json.Decoder(_Chunk)
+_EMBEDDINGS = msgspec.json.Decoder(_Embeddings)
+_ERROR_BODY = msgspec.json.Decoder(_ErrorBody | list[_ErrorBody])
 
 
 class _Decoder:
@@ -176,7 +176,7 @@ class _Decoder:
         Raises:
             one of ``BAD_JSON``: it is none of Gemini's.
         """
-        chunk = _chunk.decode(data)
+        chunk = _CHUNK.decode(data)
         if chunk.error is not None:
             return self._fail(_error(_http_status(chunk.error), {}, data))
         events: list[Event] = []
@@ -197,7 +197,7 @@ class _Decoder:
     def _candidate(self, candidate: _Candidate, events: list[Event]) -> None:
         for part in candidate.content.parts if candidate.content is not None else ():
             if part.inline_data:
-                events += self._fail(UpstreamError("Gemini answered with a file, which a chat's answer cannot hold."))
+                events += self._fail(_spoiled("Gemini answered with a file, which a chat's answer cannot hold."))
                 return
             self._part(part, events)
         if candidate.finish_reason is None:
@@ -205,7 +205,7 @@ class _Decoder:
         reason = _FINISH.get(candidate.finish_reason)
         if reason is None:
             code = candidate.finish_reason
-            events += self._fail(UpstreamError(candidate.finish_message or f"Gemini stopped: {code}", vendor_code=code))
+            events += self._fail(_spoiled(candidate.finish_message or f"Gemini stopped: {code}", code))
             return
         events += self._tokens()
         events.append(Finish("tool_calls" if self._calls and reason == "stop" else reason))
@@ -243,6 +243,11 @@ class _Stream(SseJsonDecoder):
         return self._decoder.feed(event.data)
 
 
+def _spoiled(message: str, code: str | None = None) -> UpstreamError:
+    """An answer that was made, and cannot be used."""
+    return UpstreamError(message, vendor_code=code, was_answered=True)
+
+
 def _blocked(feedback: _Feedback, data: bytes) -> UpstreamError:
     """A prompt that was refused, which Gemini says with status 200 and without candidates."""
     reason = feedback.block_reason
@@ -257,7 +262,7 @@ def _http_status(error: _Code) -> int:
 def _error(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
     error = parse_error(status, headers, body)
     try:
-        decoded = _error_body.decode(body)
+        decoded = _ERROR_BODY.decode(body)
     except BAD_JSON:  # not Gemini's own: a proxy's
         return error
     for told in decoded if isinstance(decoded, list) else [decoded]:

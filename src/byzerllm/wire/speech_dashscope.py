@@ -13,13 +13,13 @@ import msgspec
 
 from byzerllm.errors import UpstreamBroken, UpstreamError
 from byzerllm.wire.base import BAD_JSON, Outgoing, Request, Task, Vendor
+from byzerllm.wire.dashscope import DEFAULT_STATUS, frame_status
 from byzerllm.wire.media import Download, MediaDecoder, decode_speech, sound_type
 from byzerllm.wire.openai import parse_error
-from byzerllm.wire.sse import SseReader
+from byzerllm.wire.sse import ServerSentEvent, SseReader
 
 FORMATS = {"wav": "", "pcm": "stream"}
 _PATH = "/services/aigc/multimodal-generation/generation"
-_DEFAULT_STATUS = 400  # of an error that comes without: what the vendor's SDK takes
 
 
 class _Audio(msgspec.Struct):
@@ -85,16 +85,16 @@ class _Stream:
         self._over = False
 
     def feed(self, data: bytes) -> bytes:
-        return b"".join(self._sound(event.data) for event in self._reader.feed(data))
+        return b"".join(self._sound(event) for event in self._reader.feed(data))
 
     def close(self) -> bytes:
-        sound = b"".join(self._sound(event.data) for event in self._reader.close())
+        sound = b"".join(self._sound(event) for event in self._reader.close())
         if not self._over:
             raise UpstreamBroken("DashScope ended its stream before the sound was whole.")
         return sound
 
-    def _sound(self, event: bytes) -> bytes:
-        output = _decode(event)
+    def _sound(self, event: ServerSentEvent) -> bytes:
+        output = _decode(event.data, frame_status(event))
         self._over = self._over or output.finish_reason == "stop"
         try:
             return base64.b64decode(output.audio.data or "", validate=True) if output.audio is not None else b""
@@ -102,11 +102,11 @@ class _Stream:
             raise UpstreamBroken("DashScope's answer has sound that is not in base64.") from None
 
 
-def _decode(body: bytes) -> _Output:
+def _decode(body: bytes, status: int = DEFAULT_STATUS) -> _Output:
     try:
         reply = _REPLY.decode(body)
     except BAD_JSON as error:
         raise UpstreamBroken(f"DashScope's answer cannot be read: {error}.") from None
     if reply.code:
-        raise parse_error(_DEFAULT_STATUS, {}, body)
+        raise parse_error(status, {}, body)
     return reply.output or _Output()
