@@ -270,5 +270,5 @@ def test_every_kind_of_auth_is_known(auth: Any) -> None:
 def test_a_password_in_an_address_is_refused_and_not_shown() -> None:
     named = {"saas.api_key": "k", "saas.model": "m", "saas.base_url": "https://user:hidden-word@host/v1"}
     with pytest.raises(InvalidInput, match=r"https://\*{6}@host/v1") as refused:
-        parse(DeploymentSpec(name="m", pretrained_model_type="saas/openai", infer_params=named), {})
+        parse(DeploymentSpec(name="m", pretrained_model_type="saas/acme", infer_params=named), {})
     assert "hidden-word" not in str(refused.value)
