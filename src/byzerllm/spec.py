@@ -246,7 +246,7 @@ def mask(params: Mapping[str, str], secret: Iterable[str]) -> dict[str, str]:
     return {k: MASK if k in hidden and v and not is_reference(v) else v for k, v in params.items()}
 
 
-_LOOKS_SECRET = re.compile(r"key|token|secret|password|credential|auth|extra_headers|app_code|prox", re.IGNORECASE)
+_LOOKS_SECRET = re.compile(r"key|token|secret|password|credential|auth|extra_headers|app_code", re.IGNORECASE)
 
 
 def looks_secret(name: str) -> bool:

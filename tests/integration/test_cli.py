@@ -119,6 +119,38 @@ def test_a_referenced_variable_comes_from_the_deploying_command_and_is_not_store
     assert shown["spec"]["infer_params"]["saas.api_key"] == "env:MY_KEY"
 
 
+def test_the_same_deploy_with_another_value_of_a_variable_says_that_it_changes_nothing(byzer: Byzer) -> None:
+    words = ("deploy", "--model", "ref2", *MOCK, "--infer_params", "saas.api_key=env:MY_KEY", "saas.demand_key=k-12345")
+    byzer.run(*words, env={"MY_KEY": "k-12345"})
+    again = byzer.run(*words, env={"MY_KEY": "another"})
+    assert again.stdout == "Model ref2 already deployed\n"
+    assert "MY_KEY has another value now" in again.stderr
+    psutil.Process(byzer.pid).kill()
+    assert "hi" in byzer.run("query", "--model", "ref2", "--query", "hi").stdout
+
+
+def test_the_differences_show_no_password_of_a_proxy(byzer: Byzer) -> None:
+    words = ["deploy", "--model", "proxied", "--no_verify", "--pretrained_model_type", "saas/openai", "--infer_params"]
+    words += ["saas.api_key=k", "saas.model=m"]
+    byzer.run(*words, "saas.proxies=http://joe:pass-one@127.0.0.1:9")
+    refused = byzer.run(*words, "saas.proxies=http://joe:pass-two@127.0.0.1:9", code=1)
+    assert "saas.proxies" in refused.stderr
+    assert "pass-" not in refused.stderr
+
+
+def test_a_deploy_that_does_not_wait_is_not_undone(byzer: Byzer) -> None:
+    deployed = byzer.run("deploy", "--model", "soon", *MOCK, "--no_wait")
+    assert deployed.stdout == "Model soon deployed successfully\n"
+    assert "soon" in names(byzer)
+
+
+def test_a_stream_that_is_no_text_is_an_error_and_no_crash(byzer: Byzer) -> None:
+    byzer.run("deploy", "--model", "garbage", *MOCK, "--infer_params", "saas.malformed=1")
+    broken = byzer.run("query", "--model", "garbage", "--query", "hi", code=1)
+    assert "no JSON object" in broken.stderr
+    assert "defect" not in broken.stderr
+
+
 @pytest.mark.parametrize(
     ("flags", "code", "said"),
     [

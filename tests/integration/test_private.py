@@ -164,6 +164,11 @@ def test_more_than_the_machine_has(byzer: Byzer, tiny_gguf: Path) -> None:
     assert "greedy" not in [d["name"] for d in byzer.json("list")]
 
 
+def test_a_deploy_that_does_not_wait_goes_on_after_the_command(byzer: Byzer, tiny_gguf: Path) -> None:
+    assert deploy(byzer, "later", tiny_gguf, "--no_wait").stdout == "Model later is being deployed\n"
+    eventually(lambda: [d["state"] for d in byzer.json("list") if d["name"] == "later"] == ["ready"])
+
+
 def test_undeploy_leaves_no_process(byzer: Byzer, tiny_gguf: Path) -> None:
     deploy(byzer, "gone", tiny_gguf, "--num_workers", "2")
     running = pids(byzer, "gone")

@@ -33,6 +33,7 @@ def test_the_last_line_may_have_no_end() -> None:
         ([b"data:  two spaces", b""], [" two spaces"]),
         ([b"data: cut off"], []),
         (["data: 你好".encode(), b""], ["你好"]),
+        ([b"data: \xff", b""], ["\ufffd"]),
     ],
 )
 def test_server_sent_events(lines: list[bytes], events: list[str]) -> None:

@@ -308,7 +308,6 @@ def test_references_are_shown_since_they_are_no_secrets() -> None:
         ("saas.Secret_Key", True),
         ("saas.access_token", True),
         ("password", True),
-        ("saas.proxies", True),
         ("saas.app_code", True),
         ("saas.model", False),
         ("saas.base_url", False),

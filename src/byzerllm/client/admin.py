@@ -157,7 +157,7 @@ class AdminClient:
         payload = answer.get("error") if isinstance(answer, dict) else None
         error = described_error(payload, status, content[:200].decode("utf-8", "replace"))
         foreign = f"What answers at {self.info.url} is not the server of {self.info.home}"
-        if not isinstance(payload, dict) and path.startswith(("/admin", "/v1/models")):
+        if not isinstance(payload, dict) and status < 500 and path.startswith(("/admin", "/v1/models")):
             raise ServerUnavailable(f"{foreign}: status {status}.", hint="Run byzerllm server start.")
         if isinstance(error, AuthenticationFailed) and path.startswith("/admin"):
             raise ServerUnavailable(f"{foreign}: it refuses its token.", hint="Run byzerllm server start.")

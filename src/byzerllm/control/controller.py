@@ -29,7 +29,7 @@ from byzerllm.providers.parse import SaasOptions, parse
 from byzerllm.relay.pool import Pool
 from byzerllm.routing.table import Table, no_such_model
 from byzerllm.runtime.base import Runtime
-from byzerllm.spec import MASK, DeploymentSpec, check_spec, differences, looks_secret
+from byzerllm.spec import MASK, DeploymentSpec, check_spec, differences
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ class Controller:
             if current is not None and not rows:
                 return await self._again(current, environment, accepted, notify, warn)
             if current is not None and not replace:
-                raise _conflict(current.spec, rows)
+                raise _conflict(current.spec, spec, rows)
             others = [d.spec for d in self._deployments.values() if d is not current]
             self._ledger.admit(spec, others)
             base_url = await self._base_url(parse(spec, environ)) if spec.is_saas else ""
@@ -363,9 +363,11 @@ def _silent(message: str) -> None:
     """Progress that nobody follows."""
 
 
-def _conflict(current: DeploymentSpec, rows: list[tuple[str, str, str]]) -> Conflict:
+def _conflict(current: DeploymentSpec, requested: DeploymentSpec, rows: list[tuple[str, str, str]]) -> Conflict:
+    hidden = {n for spec in (current, requested) for n, value in masked_params(spec).items() if value == MASK}
+
     def shown(name: str, value: str) -> str:
-        return MASK if looks_secret(name) and value != "(not set)" else value
+        return MASK if name in hidden and value != "(not set)" else value
 
     changes = [{"name": n, "current": shown(n, a), "requested": shown(n, b)} for n, a, b in rows]
     return Conflict(
