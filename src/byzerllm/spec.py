@@ -223,7 +223,7 @@ def resolve(name: str, value: str, environ: Mapping[str, str] | None = None) -> 
         if not found:
             raise InvalidInput(
                 f"{name}={value}: the environment variable {variable} is not set.",
-                hint=f"Export {variable} and run the command again, or use file:PATH.",
+                hint=f"Deploy it from a shell that has {variable}, or use file:PATH.",
                 param=name,
             )
         return found

@@ -39,8 +39,8 @@ def test_a_removed_instances_values_are_forgotten(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("A", raising=False)
     secrets = Secrets(None)
     secrets.put("m", {"A": "1"})
-    secrets.forget("m")
-    secrets.forget("m")
+    secrets.reset("m", {})
+    secrets.reset("m", {})
     assert "A" not in secrets.environ("m")
 
 
@@ -48,9 +48,20 @@ def test_the_next_server_gets_them_through_the_file_without_a_name(fd: int) -> N
     secrets = Secrets(fd)
     secrets.put("long", {"A": "x" * 5000})
     secrets.put("m", {"KEY": "sk-é"})
-    secrets.forget("long")
+    secrets.reset("long", {})
     after = Secrets(fd)
     assert after.environ("m")["KEY"] == "sk-é"
     assert "A" not in after.environ("long")
-    after.forget("m")
+    after.reset("m", {})
     assert b"sk-" not in os.pread(fd, 10_000, 0)
+
+
+def test_a_change_that_fails_leaves_the_values_as_they_were() -> None:
+    secrets = Secrets(None)
+    secrets.put("m", {"KEY": "old"})
+    before = secrets.put("m", {"KEY": "new", "MORE": "x"})
+    secrets.reset("m", before)
+    assert secrets.environ("m")["KEY"] == "old"
+    assert "MORE" not in secrets.environ("m")
+    secrets.reset("m", before)  # nothing to do
+    assert secrets.environ("m")["KEY"] == "old"

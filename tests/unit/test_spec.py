@@ -261,7 +261,7 @@ def test_a_variable_that_is_not_set_or_empty_is_refused(environ: dict[str, str])
     with pytest.raises(InvalidInput, match="A_KEY is not set") as caught:
         resolve("saas.api_key", "env:A_KEY", environ)
     assert caught.value.hint is not None
-    assert "Export A_KEY" in caught.value.hint
+    assert "shell that has A_KEY" in caught.value.hint
 
 
 def test_a_file_gives_its_text_without_the_line_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,7 @@ class BrokenDeployment:
             max_queue=spec.max_queue,
             queue_timeout=spec.queue_timeout,
             loop=asyncio.get_running_loop(),
+            created_at=created_at,
         )
         self.instance.set_unavailable(str(error))
 

@@ -138,7 +138,7 @@ class Controller:
         async with self._operation(spec.name, notify):
             current = self._deployments.get(spec.name)
             rows = differences(current.spec, spec) if current else []
-            if current is not None and not rows:
+            if current is not None and not rows and not (replace and spec.is_saas):  # which looks keys up anew
                 return await self._again(current, environment, accepted, notify, warn)
             if current is not None and not replace:
                 raise _conflict(current.spec, spec, rows)
@@ -147,12 +147,16 @@ class Controller:
             base_url = await self._base_url(parse(spec, environ)) if spec.is_saas else ""
             for warning in await check_outside(spec, self._pool, base_url, environ, verify=verify):
                 warn(warning)
-            self._secrets.put(spec.name, environment)
+            before = self._secrets.put(spec.name, environment)
             accepted()
-            if current is not None:
+            if current is None:
+                return await self._create(spec, wait, notify)
+            try:
                 await self._change(current, spec, notify)
-                return "ready"
-            return await self._create(spec, wait, notify)
+            except BaseException:
+                self._secrets.reset(spec.name, before)
+                raise
+            return "ready"
 
     async def scale(self, name: str, num_workers: int, accepted: Callable[[], None], notify: Notify) -> str:
         """Another number of workers; running ones are not disturbed, surplus ones finish their requests first."""
@@ -308,7 +312,7 @@ class Controller:
         await deployment.stop()
         self._deployments.pop(name, None)
         self._generations.pop(name, None)
-        self._secrets.forget(name)
+        self._secrets.reset(name, {})
 
     def _register(self, deployment: Deployment) -> None:
         self._deployments[deployment.spec.name] = deployment

@@ -72,6 +72,7 @@ class PrivateDeployment:
             max_queue=spec.max_queue,
             queue_timeout=spec.queue_timeout,
             loop=self._loop,
+            created_at=created_at,
         )
         self.instance.on_failure = self._wake.set
 
@@ -112,7 +113,7 @@ class PrivateDeployment:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self.instance.set_unavailable("it was removed")
+        self.instance.cut("it was removed")
         await asyncio.gather(*(self._end(worker) for worker in list(self._workers.values())))
 
     async def detach(self) -> None:

@@ -47,6 +47,7 @@ class SaasDeployment:
             max_queue=spec.max_queue,
             queue_timeout=spec.queue_timeout,
             loop=asyncio.get_running_loop(),
+            created_at=created_at,
         )
 
     async def start(self, notify: Notify) -> None:
@@ -64,7 +65,7 @@ class SaasDeployment:
     async def change(self, spec: DeploymentSpec, generation: int, notify: Notify) -> None:
         options, upstreams = await self._upstreams(spec)
         old = list(self.instance.workers)
-        if old and _same_but_workers(self.spec, spec):
+        if old and _same_but_workers(self.spec, spec) and (spec != self.spec or upstreams == self._current):
             old, upstreams = [], self._current
         self.spec, self.generation, self._error = spec, generation, None
         self.instance.set_unavailable(None)
@@ -83,7 +84,7 @@ class SaasDeployment:
         await wait_until_drained(self.instance, notify)
 
     async def stop(self) -> None:
-        self.instance.set_unavailable("it was removed")
+        self.instance.cut("it was removed")
         for worker in list(self.instance.workers):
             self.instance.retire(worker, lambda: None)
 

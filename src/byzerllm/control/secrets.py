@@ -23,14 +23,20 @@ class Secrets:
             if size:
                 self._values = msgspec.json.decode(os.pread(fd, size, 0), type=dict[str, dict[str, str]])
 
-    def put(self, instance: str, values: Mapping[str, str]) -> None:
-        """Remember what a deploy command sent; nothing new leaves what is there."""
+    def put(self, instance: str, values: Mapping[str, str]) -> Mapping[str, str]:
+        """Remember what a deploy command sent, beside what is there; returns what was there, for ``reset``."""
+        before = self._values.get(instance, {})
         if values:
-            self._values[instance] = {**self._values.get(instance, {}), **values}
+            self._values[instance] = {**before, **values}
             self._write()
+        return before
 
-    def forget(self, instance: str) -> None:
-        if self._values.pop(instance, None) is not None:
+    def reset(self, instance: str, values: Mapping[str, str]) -> None:
+        """Back to what ``put`` returned; with nothing, the instance is forgotten."""
+        if self._values.get(instance, {}) != values:
+            self._values[instance] = dict(values)
+            if not values:
+                del self._values[instance]
             self._write()
 
     def environ(self, instance: str) -> Mapping[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qs, unquote
@@ -17,6 +18,8 @@ from byzerllm.gateway.openapi import document
 from byzerllm.gateway.requests import DeployRequest, ListenerRequest, ScaleRequest
 from byzerllm.routing.report import detail, stat
 from byzerllm.runtime.base import Runtime
+
+log = logging.getLogger(__name__)
 
 _BODY_LIMIT = 1024 * 1024
 _LOG_TAIL = 200
@@ -122,14 +125,17 @@ class Admin:
             notify=_progress(emit),
             warn=lambda message: emit({"event": "warning", "message": message}),
         )
+        log.info("%s is %s", request.spec.name, _WORDS[outcome])
         emit({"event": outcome, "message": f"{request.spec.name} is {_WORDS[outcome]}"})
 
     async def _scale(self, name: str, num_workers: int, emit: Emit) -> None:
         outcome = await self._controller.scale(name, num_workers, lambda: emit({"event": "accepted"}), _progress(emit))
+        log.info("%s has %d workers", name, num_workers)
         emit({"event": outcome, "message": f"{name} has {num_workers} workers"})
 
     async def _undeploy(self, name: str, force: bool, emit: Emit) -> None:
         await self._controller.undeploy(name, force=force, notify=_progress(emit))
+        log.info("%s is gone", name)
         emit({"event": "gone", "message": f"{name} is gone"})
 
     async def _restore(self, emit: Emit) -> None:

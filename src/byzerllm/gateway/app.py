@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
@@ -34,7 +33,6 @@ class Services:
     inference: Inference
     admin: Admin
     metrics: Metrics
-    started_at: float
 
 
 class Gateway:
@@ -103,7 +101,7 @@ class Gateway:
         return {
             "id": instance.name,
             "object": "model",
-            "created": int(self._services.started_at),
+            "created": int(instance.created_at),
             "owned_by": "byzerllm",
             "task": instance.task.value,
         }
@@ -144,4 +142,4 @@ def _no_such_path(scope: Scope) -> ByzerError:
 
 def services(table: Table, inference: Inference, admin: Admin) -> Services:
     """The shared part, with the metrics over the same table."""
-    return Services(table, inference, admin, Metrics(table), time.time())
+    return Services(table, inference, admin, Metrics(table))

@@ -116,6 +116,8 @@ async def _finish(task: asyncio.Future[None], send: Send, started: bool) -> None
     if error is not None and not isinstance(error, ByzerError):
         log.error("an operation failed", exc_info=error)
         error = InternalError("Internal error; the server's log has the details.")
+    elif error is not None:
+        log.warning("an operation was refused or failed: %s", error)
     if error is not None and not started:
         await send_error(send, error)
         return

@@ -71,13 +71,19 @@ class Inference:
 
         if not connection.watch(client_left):
             return
+        running = call.instance.running
+        running.add(owner)
         try:
             await self._answer(call, extra)
         except asyncio.CancelledError:
             call.instance.stats.outcomes["cancelled"] += 1
-            if not call.gone:
+            refused = None if call.gone else call.instance.refusal()
+            if refused is not None:  # the instance was taken away
+                await _send_error(call, refused, extra)
+            elif not call.gone:
                 raise
         finally:
+            running.discard(owner)
             call.over = True
             connection.on_lost = None
 
@@ -127,7 +133,10 @@ class Inference:
                     delay = retry_delay(error, attempt, worker.upstream.max_retries, elsewhere=elsewhere)
                     if delay is None:
                         raise
-                    log.info("%s: attempt %d failed: %s", call.id.decode(), attempt + 1, error.message)
+                    log.info(
+                        "%s: %s, worker %d: attempt %d failed: %s",
+                        *(call.id.decode(), instance.name, worker.index, attempt + 1, error.message),
+                    )
                     instance.forget_attempt(worker)
                     failure = error
             avoid = worker

@@ -68,8 +68,11 @@ class Instance:
         max_queue: int,
         queue_timeout: float,
         loop: asyncio.AbstractEventLoop,
+        created_at: float = 0.0,
     ) -> None:
         self.name = name
+        self.created_at = created_at  # Unix time
+        self.running: set[asyncio.Task[None]] = set()  # whoever answers a request of this instance
         self.task = task
         self.load_balance = load_balance
         self.max_queue = max_queue
@@ -312,6 +315,16 @@ class Instance:
         self._unavailable = Overloaded(f"{self.name} cannot answer: {reason}", retry_after=5) if reason else None
         if self._unavailable is not None:
             self._fail_waiters(self._unavailable)
+
+    def cut(self, reason: str) -> None:
+        """The instance goes now: whoever waits or is being answered is told why."""
+        self.set_unavailable(reason)
+        for task in tuple(self.running):
+            task.cancel()
+
+    def refusal(self) -> Overloaded | None:
+        """What a request is told while the instance is unavailable."""
+        return copy(self._unavailable)
 
     def _check_drained(self, worker: Worker) -> None:
         if worker.active == 0 and worker in self._on_drained:
