@@ -7,10 +7,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from byzerllm.providers.registry import providers
-from byzerllm.providers.schema import COMMON, Param, Provider, known_params, placeholders
-from byzerllm.wire import MEDIA, WIRES
+from byzerllm.providers.schema import COMMON, SIGNERS, Param, Provider, known_params, placeholders
+from byzerllm.wire import MEDIA, WIRES, media_format
+from byzerllm.wire.base import Vendor
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "vendors.md"
+# Types whose default model needs no change: a voice, the deployment's own name, or a name that nobody reads.
+_GOOD_DEFAULTS = frozenset(("azure", "azure_openai", "mock", "pangu"))
 HEAD = """# Vendors
 
 Every `--pretrained_model_type saas/TYPE`. This page is written by `scripts/vendor_docs.py` from the tables in
@@ -22,6 +25,8 @@ Every `--pretrained_model_type saas/TYPE`. This page is written by `scripts/vend
   vendor refuses (401, 402, 403) or limits (429) rests, and its requests go on with another.
 * A format marked *as it is* passes what the client sends and what the vendor answers through unchanged. The others are
   translated: the capabilities listed are what they have beyond text, streams and sampling; the rest is refused.
+* Most default models are the older tool's, so that its scripts go on working. They are old by now, and some are gone:
+  name the model that you want.
 * `saas.wire=NAME` chooses another format of a vendor, `saas.region=NAME` another address.
 
 ## A vendor of your own
@@ -69,11 +74,18 @@ def _section(vendor: Provider) -> str:
         lines += ["| `saas.region` | address |", "|---|---|"]
         lines += [f"| `{name}` | {_addresses(name, [s for _, s in formats])} |" for name in regions]
         lines += [""]
-    params: dict[str, Param] = {}
-    for _, spoken in formats:
-        params = spoken.params | params
-    lines += ["| parameter | default | meaning |", "|---|---|---|", *_param_rows(params), ""]
+    lines += ["| parameter | default | meaning |", "|---|---|---|", *_param_rows(dict(formats)), ""]
+    lines += _without_model(vendor)
     return "\n".join([*lines, "```bash", _example(vendor), "```", ""])
+
+
+def _without_model(vendor: Provider) -> list[str]:
+    """A word on a default model that makes the instance one of another format than the vendor's first."""
+    wire = Vendor(vendor.default_model or "", models=vendor.models).fact("wire")
+    if wire not in MEDIA:
+        return []
+    tasks = " or ".join(sorted(task.value for task in media_format(wire).tasks))
+    return [f"Without `saas.model` the instance's task is {tasks}, with `{vendor.default_model}` (`{wire}`).", ""]
 
 
 def _format_row(name: str, vendor: Provider, *, first: bool) -> str:
@@ -101,11 +113,19 @@ def _addresses(region: str, formats: Iterable[Provider]) -> str:
     return ", ".join(f"`{url}`" for url in urls)
 
 
-def _param_rows(params: Mapping[str, Param]) -> list[str]:
-    return [
-        f"| `saas.{name}` | {'required' if p.required else f'`{p.default}`' if p.default else ''} | {_meaning(p)} |"
-        for name, p in sorted(params.items())
-    ]
+def _param_rows(formats: Mapping[str, Provider]) -> list[str]:
+    params: dict[str, Param] = {}
+    for spoken in formats.values():
+        params = spoken.params | params
+    return [f"| `saas.{name}` | {_default(name, p, formats)} | {_meaning(p)} |" for name, p in sorted(params.items())]
+
+
+def _default(name: str, param: Param, formats: Mapping[str, Provider]) -> str:
+    """Its default, or the formats that cannot do without it where it is not all of them."""
+    needing = [wire for wire, spoken in formats.items() if name in spoken.params and spoken.params[name].required]
+    if needing and len(needing) < len(formats):
+        return f"required for {', '.join(f'`{wire}`' for wire in needing)}"
+    return "required" if needing else f"`{param.default}`" if param.default else ""
 
 
 def _meaning(param: Param) -> str:
@@ -117,13 +137,13 @@ def _example(vendor: Provider) -> str:
     """A command that deploys it with the least it needs."""
     params = known_params(vendor)
     values: dict[str, str] = {}
-    if "api_key" in params and not params["api_key"].default:
+    if "api_key" in params and (params["api_key"].required or vendor.auth in SIGNERS):
         values["api_key"] = f"env:{vendor.type.upper()}_API_KEY"
     needed = [n for n, p in params.items() if p.required] + placeholders(vendor.base_url)
     values |= {
         n: params[n].example or n.upper() for n in dict.fromkeys(needed) if n != "api_key" and not params[n].default
     }
-    if not vendor.default_model and params["model"] == COMMON["model"]:
+    if vendor.type not in _GOOD_DEFAULTS and params["model"] == COMMON["model"]:
         values["model"] = "MODEL"
     command = f"byzerllm deploy --model my_{vendor.type} --pretrained_model_type saas/{vendor.type}"
     given = " ".join(f"saas.{name}={value}" for name, value in values.items())

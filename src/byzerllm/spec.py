@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 import shlex
@@ -94,7 +95,9 @@ def check_spec(spec: DeploymentSpec) -> None:
 
 
 def _at_least(flag: str, value: float, low: float, high: float = 1e9) -> None:
-    if not low <= value <= high:  # NaN fails both comparisons and is refused too
+    if not math.isfinite(value):
+        raise InvalidInput(f"--{flag} {value} must be a number.", param=flag)
+    if not low <= value <= high:
         upper = f" and at most {high:g}" if high < 1e9 else ""
         raise InvalidInput(f"--{flag} {value:.15g} must be at least {low:g}{upper}.", param=flag)
 

@@ -236,7 +236,9 @@ def test_a_server_json_of_a_dead_server(byzer: Byzer, server: ScriptedServer) ->
 
 def test_another_server_at_the_same_address(byzer: Byzer, server: ScriptedServer) -> None:
     server.announce(byzer.home, token="other")
-    assert "it refuses its token" in byzer.run("stat", "--model", "m", code=1).stderr
+    for command in (["stat", "--model", "m"], ["list"], ["query", "--model", "m", "--query", "x"]):
+        assert "it refuses its token" in byzer.run(*command, code=1).stderr
+    assert [r.path for r in server.requests if r.path.startswith("/v1")] == []
     assert "No server is running." in byzer.run("server", "status", code=1).stderr
 
 
@@ -298,7 +300,7 @@ def test_a_defect_is_one_line_and_a_file(byzer: Byzer, server: ScriptedServer) -
         ("deploy --model m --num_workers 0", "--num_workers 0 must be at least 1"),
         ("deploy --model m --num_workers -3", "--num_workers -3 must be at least 1"),
         ("deploy --model m --cpus_per_worker -1", "--cpus_per_worker -1 must be at least 0"),
-        ("deploy --model m --gpus_per_worker nan", "--gpus_per_worker nan must be at least 0"),
+        ("deploy --model m --gpus_per_worker nan", "--gpus_per_worker nan must be a number"),
         ("deploy --model a/b", "is no plain name"),
         ("deploy --model m --pretrained_model_type sass/openai", "must be saas/TYPE or custom/TYPE"),
         ("deploy --model m --infer_params saas.api_key=env:NO_SUCH", "NO_SUCH is not set"),

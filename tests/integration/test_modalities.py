@@ -327,6 +327,29 @@ def test_query_shows_an_image(server: Byzer, vendor: FakeUpstream, tmp_path: Pat
     assert "No such file" in server.run(*ask, tmp_path / "b.png", code=2).stderr
 
 
+@pytest.mark.parametrize(
+    ("task", "name", "said"),
+    [
+        ("speech", "a.png", "answers with sound, which is no .png file"),
+        ("image", "a.MP3", "answers with an image, which is no .mp3 file"),
+        ("image", "a.txt", "ends with .png"),
+        ("chat", "a.jpg", "answers with text, which is no .jpg file"),
+    ],
+)
+def test_query_refuses_a_file_of_another_kind_before_it_asks(
+    mocked: Byzer, tmp_path: Path, task: str, name: str, said: str
+) -> None:
+    def asked() -> object:
+        return mocked.json("stat", "--model", f"mock_{task}")["total_requests"]
+
+    before = asked()
+    ask = ("query", "--model", f"mock_{task}", "--query", "hi", "--output_file")
+    assert said in mocked.run(*ask, tmp_path / name, code=2).stderr
+    assert asked() == before
+    mocked.run(*ask, tmp_path / "a.unknown")
+    assert asked() != before
+
+
 def test_query_says_what_is_missing(mocked: Byzer) -> None:
     assert "--query is missing" in mocked.run("query", "--model", "mock_chat", code=2).stderr
     assert "Add --audio FILE" in mocked.run("query", "--model", "mock_transcription", "--query", "x", code=2).stderr

@@ -169,6 +169,19 @@ def test_wrong_flags_are_refused_by_name(words: list[str], said: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "flag"),
+    [
+        (["--model", "m\udcff"], "model"),
+        (["--model", "m", "--infer_params", "a=1", "saas.reply=\udcff"], "infer_params"),
+    ],
+)
+def test_bytes_that_are_no_text_are_refused_by_flag_and_not_shown(words: list[str], flag: str) -> None:
+    with pytest.raises(InvalidInput, match=f"--{flag} has bytes that are no UTF-8 text") as caught:
+        parse_deploy(*words)
+    assert (caught.value.param, "\udcff" in str(caught.value)) == (flag, False)
+
+
+@pytest.mark.parametrize(
     ("yaml", "said"),
     [
         ("model: m\nnum_workrs: 2", "Did you mean num_workers?"),

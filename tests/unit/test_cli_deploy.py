@@ -9,7 +9,7 @@ import pytest
 
 from byzerllm.cli import deploy
 from byzerllm.cli.arguments import parse
-from byzerllm.cli.deploy import build_spec, referenced_environment
+from byzerllm.cli.deploy import build_spec, check_type, referenced_environment
 from byzerllm.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -29,6 +29,19 @@ def test_flags_become_the_spec() -> None:
     assert (spec.name, spec.pretrained_model_type, spec.infer_backend) == ("m", "custom/auto", "llama_cpp")
     assert (spec.num_workers, spec.worker_concurrency, spec.infer_params) == (2, 4, {"n_ctx": "2048"})
     assert (spec.load_balance, spec.max_queue, spec.queue_timeout) == ("least_busy", 7, 1.5)
+
+
+@pytest.mark.parametrize("typed", ["openai", "custom/openai", "chatglm"])
+def test_a_vendor_without_its_prefix_is_recognised(typed: str) -> None:
+    with pytest.raises(InvalidInput, match="begins with saas/") as caught:
+        check_type(spec_of("--pretrained_model_type", typed))
+    assert caught.value.hint == f"Did you mean saas/{typed.rpartition('/')[2]}?"
+
+
+def test_other_types_are_the_engines() -> None:
+    check_type(spec_of("--pretrained_model_type", "saas/openai"))
+    check_type(spec_of("--pretrained_model_type", "custom/auto"))
+    check_type(spec_of("--pretrained_model_type", "openai", "--infer_backend", "llama_cpp"))
 
 
 def test_paths_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

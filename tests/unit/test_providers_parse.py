@@ -150,6 +150,12 @@ def test_each_of_several_keys_has_its_own_secret() -> None:
     assert [o.bearer for o in options(host="a", api_key="k1,k2,k3").per_key()] == ["k1", "k2", "k3"]
 
 
+@pytest.mark.parametrize("typed", ["sk-good,", ",sk-good", " sk-good , ,"])
+def test_a_comma_too_many_is_no_part_of_a_key(typed: str) -> None:
+    [found] = options(host="a", api_key=typed, secret="s,").per_key()
+    assert (found.api_key, found.bearer, found.secrets()) == ("sk-good", "sk-good:s", ("sk-good", "s"))
+
+
 def test_keys_and_secrets_are_as_many() -> None:
     with pytest.raises(InvalidInput, match=r"saas\.api_key has 2 values and saas\.secret has 1") as caught:
         options(host="a", api_key="k1,k2", secret="s1").per_key()

@@ -78,6 +78,7 @@ def test_secrets_are_marked(kind: str, wire: str) -> None:
 OLDER = {
     "openai": "api_key=k model=m base_url=http://h/v1 timeout=5 max_retries=10 local_address=0.0.0.0",
     "official_openai": "api_key=k model=m api_base=http://h/v1 api_version=1 api_type=x",
+    "openai_response": "api_key=k model=m api_base=http://h/v1 api_version=1 api_type=x reasoning_effort=low",
     "reasoning_openai": "api_key=k model=m base_url=http://h/v1",
     "azure_openai": "model=m api_version=1 azure_endpoint=https://h azure_deployment=d api_key=k max_retries=10",
     "qianwen": "api_key=k model=qwen-turbo",
@@ -94,6 +95,7 @@ OLDER = {
     "gemini": "api_key=k model=gemini-pro",
     "pangu": "model=pangu-nlp-71b api_url=http://h/chat",
     "filelogger": "log_file=f.json model=m",
+    "volcengine": "api_key=b",
     "openrouter": "api_key=k model=openai/gpt-4o-mini base_url=https://openrouter.ai/api/v1 max_retries=10",
 }
 
@@ -101,6 +103,12 @@ OLDER = {
 def older(kind: str, text: str) -> SaasOptions:
     params = {f"saas.{name}": value for name, _, value in (word.partition("=") for word in text.split())}
     return parse(DeploymentSpec(name="m", pretrained_model_type=f"saas/{kind}", infer_params=params), {})
+
+
+@pytest.mark.parametrize("typed", [",", ",,", ""])
+def test_commas_alone_are_no_key(typed: str) -> None:
+    with pytest.raises(InvalidInput, match=r"saas\.api_key is missing"):
+        older("moonshot", f"api_key={typed} model=m")
 
 
 @pytest.mark.parametrize(("kind", "text"), OLDER.items())
@@ -132,6 +140,9 @@ def test_what_scripts_of_the_older_tool_say_is_accepted(kind: str, text: str) ->
          "https://h/openai/deployments/d", "d"),
         ("azure_openai", "wire=v1 azure_endpoint=https://h azure_deployment=d api_key=k", "openai",
          "https://h/openai/v1", "d"),
+        ("volcengine", OLDER["volcengine"], "speech_volcengine", "https://openspeech.bytedance.com", "volcano_tts"),
+        ("volcengine", "api_key=k model=ep-1", "openai", "https://ark.cn-beijing.volces.com/api/v3", "ep-1"),
+        ("volcengine", "api_key=k app_id=a model=c", "speech_volcengine", "https://openspeech.bytedance.com", "c"),
         ("moonshot", "api_key=k model=m region=intl", "openai", "https://api.moonshot.ai/v1", "m"),
         ("kimi", "api_key=k model=m", "openai", "https://api.moonshot.cn/v1", "m"),
         ("ollama", "model=m", "openai", "http://localhost:11434/v1", "m"),

@@ -100,14 +100,20 @@ def test_a_malformed_type_is_refused(model_type: str) -> None:
         ("worker_concurrency", 0),
         ("cpus_per_worker", -0.1),
         ("gpus_per_worker", -1.0),
-        ("gpus_per_worker", math.nan),
         ("max_queue", -1),
         ("queue_timeout", -1.0),
-        ("queue_timeout", math.inf),
     ],
 )
 def test_a_number_out_of_range_is_refused_by_its_flag(flag: str, value: float) -> None:
     with pytest.raises(InvalidInput, match=f"--{flag} .* must be at least") as caught:
+        check_spec(spec(**{flag: value}))
+    assert caught.value.param == flag
+
+
+@pytest.mark.parametrize("flag", ["cpus_per_worker", "gpus_per_worker", "queue_timeout"])
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_what_is_no_number_is_refused_by_its_flag(flag: str, value: float) -> None:
+    with pytest.raises(InvalidInput, match=f"--{flag} {value} must be a number") as caught:
         check_spec(spec(**{flag: value}))
     assert caught.value.param == flag
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -10,6 +11,8 @@ from byzerllm.cli import lang
 from byzerllm.cli.flags import COMMON, Flag
 from byzerllm.errors import InvalidInput
 from byzerllm.spec import unknown
+
+_NO_TEXT = re.compile("[\ud800-\udfff]")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -83,12 +86,24 @@ def _from_file(file: str, flags: Sequence[Flag]) -> dict[str, object]:
     return load_flags(file, names)
 
 
+def _check_text(written: str, given: object) -> None:
+    """Python keeps the bytes of an argument that are no text as half a character each, which nothing can send."""
+    words = given if isinstance(given, list) else [given]
+    if any(isinstance(word, str) and _NO_TEXT.search(word) for word in words):
+        raise InvalidInput(
+            f"{written} has bytes that are no UTF-8 text.",
+            hint="Convert the value to UTF-8, for example with iconv.",
+            param=written.lstrip("-"),
+        )
+
+
 def _value(flag: Flag, typed: dict[str, object], in_file: dict[str, object]) -> object:
     written = flag.name if flag.positional else f"--{flag.name}"
     values = []
     if flag.name in in_file:
         values.append(flag.kind.parse(f"{flag.name} in {typed['file']}", in_file[flag.name]))
     if flag.name in typed:
+        _check_text(written, typed[flag.name])
         values.append(flag.kind.parse(written, typed[flag.name]))
     value = flag.kind.merge(*values) if len(values) == 2 else values[0] if values else flag.default
     if flag.choices and value not in flag.choices:

@@ -10,7 +10,8 @@ import msgspec
 from byzerllm.cli.flags import MODEL, NUMBER, PARAMS, SWITCH, WHOLE, Flag
 from byzerllm.client.admin import AdminClient, Event
 from byzerllm.client.launch import ensure_server
-from byzerllm.errors import Conflict
+from byzerllm.errors import Conflict, InvalidInput
+from byzerllm.providers.registry import is_vendor
 from byzerllm.spec import LOAD_BALANCE, DeploymentSpec, check_spec, resolve
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ FLAGS = (
 def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> int:
     spec = build_spec(arguments)
     check_spec(spec)
+    check_type(spec)
     body = {
         "spec": msgspec.to_builtins(spec),
         "replace": arguments.replace,
@@ -75,6 +77,21 @@ def build_spec(arguments: argparse.Namespace) -> DeploymentSpec:
     if spec.is_saas or not spec.model_path:
         return spec
     return msgspec.structs.replace(spec, model_path=_absolute(spec.model_path))
+
+
+def check_type(spec: DeploymentSpec) -> None:
+    """Refuse a vendor's name where ``saas/`` was left out; an engine's own types are for the engine to know.
+
+    Raises:
+        InvalidInput: names the type that was probably meant.
+    """
+    if spec.is_saas or spec.infer_backend or not is_vendor(spec.kind):
+        return
+    raise InvalidInput(
+        f"--pretrained_model_type {spec.pretrained_model_type!r}: a vendor's type begins with saas/.",
+        hint=f"Did you mean saas/{spec.kind}?",
+        param="pretrained_model_type",
+    )
 
 
 def referenced_environment(params: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, str]:

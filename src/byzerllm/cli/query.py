@@ -37,6 +37,13 @@ FLAGS = (
 _AUDIO = (".mp3", ".wav")
 _SOUND_FORMATS = (".mp3", ".wav", ".opus", ".aac", ".flac", ".pcm")
 _IMAGE_TYPES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".gif": "gif", ".webp": "webp"}
+_ENDINGS: dict[str, tuple[str, ...]] = {
+    "text": (".txt", ".md", ".json"),
+    "sound": (*_SOUND_FORMATS, ".ogg"),
+    "image": tuple(_IMAGE_TYPES),
+}
+_WORDS = {"text": "text", "sound": "sound", "image": "an image"}
+_ANSWERS = {"speech": ("sound",), "image": ("image",), "chat": ("text", "sound")}  # a chat may speak; else text
 _DATA_URL = re.compile(r"data:[^,]*;base64,")
 _FIRST_NUMBERS = 6
 _MEANT_FOR = {"image": ("chat",), "system": ("chat", "speech")}
@@ -49,8 +56,10 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     if arguments.template != "auto":
         console.note("--template has no effect: the model's own template is used.")
     client = AdminClient.connect(settings)
+    client.get("/admin/server")  # only our own server takes the token; /v1 would answer anyone, and be paid for it
     model = client.get(f"/v1/models/{quote(arguments.model, safe='')}")
-    task = "transcription" if arguments.audio else model.get("task")
+    task = "transcription" if arguments.audio else str(model.get("task"))
+    _check_ending(target, arguments.model, task)
     for flag, tasks in _MEANT_FOR.items():
         if getattr(arguments, flag) and task not in tasks:
             console.note(f"--{flag} has no effect: this is no {' or '.join(tasks)}.")
@@ -74,7 +83,7 @@ def _file(
     """Speech or an image: for a file, or for whatever stdout leads to."""
     if target is None and console.out_is_terminal:
         raise InvalidInput(
-            f"{arguments.model} answers with {'sound' if task == 'speech' else 'an image'}.",
+            f"{arguments.model} answers with {_WORDS[_ANSWERS[task][0]]}.",
             hint=f"Add --output_file answer.{'mp3' if task == 'speech' else 'png'}",
             param="output_file",
         )
@@ -168,6 +177,19 @@ def _output_file(name: str) -> Path | None:
         reason = "it is a folder" if path.is_dir() else f"there is no folder {path.parent}"
         raise InvalidInput(f"--output_file {name}: {reason}.", param="output_file")
     return path
+
+
+def _check_ending(path: Path | None, model: str, task: str) -> None:
+    """Refuse a name that says that the file holds something else than what the instance answers with."""
+    ending = path.suffix.lower() if path is not None else ""
+    answers = _ANSWERS.get(task, ("text",))
+    fitting = [e for kind in answers for e in _ENDINGS[kind]]
+    if ending not in fitting and any(ending in endings for endings in _ENDINGS.values()):
+        raise InvalidInput(
+            f"--output_file {path}: {model} answers with {_WORDS[answers[0]]}, which is no {ending} file.",
+            hint=f"Give it a name that ends with {fitting[0]}.",
+            param="output_file",
+        )
 
 
 def _write(path: Path, answer: str | bytes) -> None:

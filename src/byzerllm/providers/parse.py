@@ -183,6 +183,8 @@ def _values(
         if param.kind == "bool":  # "yes" and "on" are for people
             text = as_text(typed)
         target = param.same_as or name
+        if "," in text and target in ("api_key", vendor.pair):  # without the empty ones of a list with a comma too many
+            text = ",".join(_listed(text))
         if target in values and values[target] != text:
             raise InvalidInput(f"{PREFIX}{target} is given twice, once as {key}.", param=key)
         values[target] = text

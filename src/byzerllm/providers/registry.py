@@ -71,6 +71,11 @@ def provider(kind: str) -> Provider:
     raise error
 
 
+def is_vendor(kind: str) -> bool:
+    """Whether there is a ``saas/<kind>``, built in or the user's own."""
+    return kind in _user_tables().found or kind in providers()
+
+
 def shadowing(kind: str) -> str | None:
     """The file of the user's table that stands before the built-in one of this type, or None."""
     own = _user_tables().found.get(kind)

@@ -16,6 +16,7 @@ WIRES: dict[str, Wire] = {"openai": OpenAIWire()}
 TRANSLATORS: dict[str, tuple[str, str]] = {
     "openai_lenient": ("byzerllm.wire.openai_lenient", "OpenAILenient"),
     "anthropic": ("byzerllm.wire.anthropic", "Anthropic"),
+    "responses": ("byzerllm.wire.responses", "Responses"),
     "gemini": ("byzerllm.wire.gemini", "Gemini"),
     "dashscope": ("byzerllm.wire.dashscope", "DashScope"),
     "bedrock": ("byzerllm.wire.bedrock", "BedrockConverse"),
