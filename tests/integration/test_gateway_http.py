@@ -388,3 +388,13 @@ def test_the_openapi_document_describes_every_admin_path(server: Byzer) -> None:
                 None,
                 "model_not_found",
             )
+
+
+def test_every_refusal_has_an_id_and_says_what_is_taken(server: Byzer) -> None:
+    wrong_method = server.http("GET", CHAT, headers={"x-request-id": "mine-1"})
+    assert (wrong_method.status, wrong_method.headers["allow"]) == (405, "POST")
+    assert wrong_method.headers["x-request-id"] == "mine-1"
+    assert server.http("POST", "/v1/models", {}).headers["allow"] == "GET, HEAD"
+    assert server.http("GET", "/v1/files").headers["x-request-id"].startswith("req-")
+    foreign = server.http("POST", CHAT, {}, headers={**NO_KEY, "origin": "https://evil.example"})
+    assert (foreign.status, foreign.headers["x-request-id"][:4]) == (403, "req-")

@@ -61,7 +61,12 @@ class Gateway:
         except ClientGone:
             return
         except ByzerError as error:
-            await send_bytes(send, error.status, error_body(error), [JSON, *extra])  # a page may read why
+            headers = [JSON, (b"x-request-id", self._services.inference.request_id(scope)), *extra]
+            if error.status == 401:
+                headers.append((b"www-authenticate", b"Bearer"))
+            elif error.status == 405:
+                headers.append((b"allow", b"POST" if task is not None else b"GET, HEAD"))
+            await send_bytes(send, error.status, error_body(error), headers)
 
     async def _admin(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:

@@ -45,7 +45,7 @@ class Inference:
         self, task: Task, scope: Scope, receive: Receive, send: Send, *, served_model: str | None, extra: list[Header]
     ) -> None:
         """One request whose key is checked. ``extra`` headers go on its answer (CORS)."""
-        call = Call(self._request_id(scope), send, time.monotonic())
+        call = Call(self.request_id(scope), send, time.monotonic())
         try:
             body = await read_body(scope, receive, self._max_body)
             call.request = _decode(task, header(scope, b"content-type"), body, served_model)
@@ -155,7 +155,8 @@ class Inference:
         assert isinstance(upstream, Translated)
         return await translate(self._pool, call, worker, upstream, extra)
 
-    def _request_id(self, scope: Scope) -> bytes:
+    def request_id(self, scope: Scope) -> bytes:
+        """The client's own id of its request where it is usable, else a new one."""
         given = header(scope, b"x-request-id")
         if given is not None and 0 < len(given) <= 128 and given.isascii() and b" " not in given:
             return given
