@@ -128,7 +128,7 @@ class WebSocket:
             )
         except InvalidStatus:
             raise
-        except TimeoutError:
+        except asyncio.TimeoutError:  # another class than the built-in one before Python 3.11
             limit = f"{self._timeouts.connect:g} s"
             raise UpstreamTimeout(f"{target}: no connection within {limit}.", details={"timeout": "connect"}) from None
         except (OSError, UnicodeError) as error:
