@@ -236,7 +236,7 @@ def test_a_result_has_to_name_its_call() -> None:
 def test_images_by_address_and_as_data() -> None:
     parts = [
         text("?"),
-        {"type": "image_url", "image_url": {"url": "https://host/a.png", "detail": "low"}},
+        {"type": "image_url", "image_url": {"url": "https://host/a.png", "detail": "auto"}},
         {"type": "image_url", "image_url": {"url": PIXEL}},
     ]
     assert turns({"role": "user", "content": parts})[0]["content"] == [
@@ -366,7 +366,20 @@ def test_what_a_compatible_vendor_has_not_is_refused(field: str, fields: dict[st
 
 
 def test_names_of_participants_are_refused() -> None:
-    assert "'name'" in refusal(messages=[{**USER, "name": "Ada"}]).message
+    assert "messages[0].name: leave it out" in refusal(messages=[{**USER, "name": "Ada"}]).message
+
+
+def test_cache_marks_stay_where_they_were_set() -> None:
+    mark = {"cache_control": {"type": "ephemeral"}}
+    messages: list[dict[str, Any]] = [
+        {"role": "system", "content": [{"type": "text", "text": "A"}, {"type": "text", "text": "B", **mark}]},
+        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://host/a.png"}, **mark}]},
+    ]
+    found = sent(messages=messages)
+    assert found["system"] == [{"type": "text", "text": "A"}, {"type": "text", "text": "B", **mark}]
+    assert found["messages"][0]["content"] == [
+        {"type": "image", "source": {"type": "url", "url": "https://host/a.png"}, **mark}
+    ]
 
 
 def test_anthropics_own_fields_go_up_as_they_are() -> None:

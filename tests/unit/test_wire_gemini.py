@@ -156,7 +156,6 @@ def test_what_says_nothing_is_no_obstacle() -> None:
         "content": "Hello",
         "refusal": None,
         "annotations": [],
-        "name": "bot",
     }
     assert contents(USER, echoed) == [user({"text": "Hi"}), model_turn({"text": "Hello"})]
 

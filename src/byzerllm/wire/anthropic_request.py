@@ -15,6 +15,7 @@ from byzerllm.errors import InvalidInput
 from byzerllm.wire.anthropic_thinking import blocks_of
 from byzerllm.wire.base import Vendor
 from byzerllm.wire.chat import Call, ChatRequest, ImagePart, Message, Part, Tool
+from byzerllm.wire.limits import check_messages
 
 _Block = dict[str, Any]
 
@@ -54,7 +55,7 @@ def messages_body(chat: ChatRequest, vendor: Vendor) -> bytes:
     _refuse_absent(chat, vendor)
     maximum = _max_tokens(chat, vendor)
     body: _Block = {"model": vendor.model, "max_tokens": maximum, "messages": _turns(chat, vendor)}
-    if system := _system(chat):
+    if system := _system(chat, vendor):
         body["system"] = system
     if chat.stream:
         body["stream"] = True
@@ -103,13 +104,14 @@ def _sampling(chat: ChatRequest, vendor: Vendor) -> _Block:
     return given
 
 
-def _system(chat: ChatRequest) -> str:
+def _system(chat: ChatRequest, vendor: Vendor) -> str | list[_Block]:
+    """A text, or blocks where a part of it has fields of Anthropic's own."""
+    check_messages(chat, vendor, fields=("is_error",), part_fields=("cache_control",))
     for message in chat.messages:
-        if message.name and message.role != "tool":
-            raise InvalidInput("Anthropic's messages have no 'name': leave it out.", param="messages")
         if message.role in ("system", "assistant") and any(isinstance(p, ImagePart) for p in message.parts):
             raise InvalidInput(f"Anthropic takes no image in a message of role {message.role}.", param="messages")
-    return chat.system()
+    parts = [p for m in chat.messages if m.role == "system" for p in m.parts]
+    return [_part(p, vendor) for p in parts] if any(p.fields for p in parts) else chat.system()
 
 
 def _turns(chat: ChatRequest, vendor: Vendor) -> list[_Block]:
@@ -145,12 +147,12 @@ def _blocks(message: Message, vendor: Vendor) -> list[_Block]:
 
 def _part(part: Part, vendor: Vendor) -> _Block:
     if not isinstance(part, ImagePart):
-        return {"type": "text", "text": part.text}
+        return {"type": "text", "text": part.text, **part.fields}
     vendor.needs("vision", "image_url")
     data = part.data()
     if data is None:
-        return {"type": "image", "source": {"type": "url", "url": part.url}}
-    return {"type": "image", "source": {"type": "base64", "media_type": data[0], "data": data[1]}}
+        return {"type": "image", "source": {"type": "url", "url": part.url}, **part.fields}
+    return {"type": "image", "source": {"type": "base64", "media_type": data[0], "data": data[1]}, **part.fields}
 
 
 def _tool_use(call: Call) -> _Block:

@@ -11,6 +11,7 @@ from byzerllm.wire.anthropic_thinking import blocks_of
 from byzerllm.wire.base import Vendor
 from byzerllm.wire.chat import Call, ChatRequest, ImagePart, Message, Part, TextPart
 from byzerllm.wire.embedding import EmbeddingRequest
+from byzerllm.wire.limits import check_messages
 
 # What clients may say of Converse's own; every other unknown field is the model's, which refuses what it does not know.
 _CONVERSE_FIELDS = frozenset((
@@ -29,6 +30,7 @@ def converse_body(chat: ChatRequest, vendor: Vendor) -> Fields:
     Raises:
         InvalidInput: Converse has no place for what is asked.
     """
+    check_messages(chat, vendor)
     parts: Fields = {
         "messages": _messages(chat, vendor),
         "system": [block for m in chat.messages if m.role == "system" for block in _system(m, vendor)],
@@ -113,7 +115,6 @@ def _output_config(chat: ChatRequest, vendor: Vendor) -> Fields:
 
 
 def _system(message: Message, vendor: Vendor) -> list[Fields]:
-    _check_fields(message, vendor)
     if any(isinstance(part, ImagePart) for part in message.parts):
         raise InvalidInput(f"{vendor.title} takes no image in a system message.", param="messages")
     return _content(message.parts, vendor)
@@ -123,20 +124,11 @@ def _messages(chat: ChatRequest, vendor: Vendor) -> list[Fields]:
     """Turns of user and assistant by turns, as Converse wants them; the results of tools are the user's."""
     turns: list[Fields] = []
     for message in chat.turns():
-        _check_fields(message, vendor)
         role = "assistant" if message.role == "assistant" else "user"
         if not turns or turns[-1]["role"] != role:
             turns.append({"role": role, "content": []})
         turns[-1]["content"] += _blocks(message, vendor)
     return turns
-
-
-def _check_fields(message: Message, vendor: Vendor) -> None:
-    unknown = [name for name, value in message.fields.items() if value]
-    if message.name and message.role != "tool":  # a tool's result has its call's id
-        unknown.append("name")
-    if unknown:
-        raise InvalidInput(f"{vendor.title} has no '{unknown[0]}' in messages: leave it out.", param="messages")
 
 
 def _blocks(message: Message, vendor: Vendor) -> list[Fields]:

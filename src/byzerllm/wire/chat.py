@@ -22,7 +22,10 @@ _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?(?:;[\w-]+=[^;,]*)*;base64,", 
 
 
 class TextPart(msgspec.Struct, frozen=True):
+    """``fields`` are the ones not understood, such as Anthropic's ``cache_control``."""
+
     text: str
+    fields: dict[str, Any] = {}
 
 
 class ImagePart(msgspec.Struct, frozen=True):
@@ -30,6 +33,7 @@ class ImagePart(msgspec.Struct, frozen=True):
 
     url: str
     detail: str | None = None
+    fields: dict[str, Any] = {}
 
     def data(self) -> tuple[str, str] | None:
         """``(media type, base64)`` of a data URL, or None for an address.
@@ -230,15 +234,21 @@ def _parts(where: str, content: Any) -> tuple[Part, ...]:
 def _part(where: str, part: Any) -> Part:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind in ("text", "refusal") and isinstance(part.get("text") or part.get("refusal"), str):
-        return TextPart(part.get("text") or part["refusal"])
+        return TextPart(part.get("text") or part["refusal"], _others(part, "text", "refusal"))
     if kind == "text":
-        return TextPart("")
+        return TextPart("", _others(part, "text"))
     if kind == "image_url":
         image = part.get("image_url")
         image = {"url": image} if isinstance(image, str) else image
         if isinstance(image, dict) and isinstance(image.get("url"), str):
-            return ImagePart(image["url"], image.get("detail"))
+            others = _others(part, "image_url") | _others(image, "url", "detail")
+            return ImagePart(image["url"], image.get("detail"), others)
     raise InvalidInput(f"{where} of type {kind!r} cannot be sent to this instance's vendor.", param=where)
+
+
+def _others(fields: dict[str, Any], *known: str) -> dict[str, Any]:
+    """What else was set; SDKs write out a good deal that is empty."""
+    return {name: value for name, value in fields.items() if name not in ("type", *known) and value}
 
 
 def _call(where: str, call: Any) -> Call:

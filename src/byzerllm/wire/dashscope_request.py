@@ -1,7 +1,6 @@
 """Requests in DashScope's own form: chats for the text and the multimodal path, and embeddings.
 
-Facts: alibabacloud.com/help/en/model-studio/qwen-api-via-dashscope. An image's ``detail`` has no counterpart and is
-left out.
+Facts: alibabacloud.com/help/en/model-studio/qwen-api-via-dashscope.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from byzerllm.errors import InvalidInput
 from byzerllm.wire.base import Vendor
 from byzerllm.wire.chat import Call, ChatRequest, ImagePart, Message, Part, TextPart
 from byzerllm.wire.embedding import EmbeddingRequest
+from byzerllm.wire.limits import check_messages
 
 Fields = dict[str, Any]
 
@@ -41,6 +41,7 @@ def chat_fields(chat: ChatRequest, vendor: Vendor) -> tuple[str, Fields]:
 
 
 def _check(chat: ChatRequest, vendor: Vendor) -> None:
+    check_messages(chat, vendor, fields=None, names=True)
     for field in chat.extra:
         if field in _OPENAI_ONLY:
             vendor.needs(field, field)

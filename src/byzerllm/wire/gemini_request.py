@@ -1,7 +1,6 @@
 """Requests to Gemini: chats as ``generateContent``, texts as ``embedContent``.
 
 Facts: ai.google.dev/api/generate-content and /api/embeddings, ai.google.dev/gemini-api/docs/thought-signatures.
-What has no counterpart and changes no meaning is left out: names of participants, and an image's ``detail``.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from byzerllm.errors import InvalidInput
 from byzerllm.wire.base import Vendor
 from byzerllm.wire.chat import Call, ChatRequest, ImagePart, Message, TextPart
 from byzerllm.wire.embedding import EmbeddingRequest
+from byzerllm.wire.limits import check_messages
 
 Fields = dict[str, Any]
 
@@ -64,14 +64,12 @@ def chat_fields(chat: ChatRequest, vendor: Vendor) -> Fields:
 
 def _check(chat: ChatRequest, vendor: Vendor) -> None:
     _check_extra(chat.extra, _OWN)
+    check_messages(chat, vendor)
     if (chat.n or 1) > 1:
         vendor.needs("n", "n")
     if chat.parallel_tool_calls is False:
         vendor.needs("switch for parallel calls", "parallel_tool_calls")
     for number, message in enumerate(chat.messages):
-        unknown = next((name for name, value in message.fields.items() if value), None)
-        if unknown is not None:
-            raise InvalidInput(f"Gemini has nothing for messages[{number}].{unknown}: leave it out.", param="messages")
         if message.role in ("system", "tool") and any(isinstance(p, ImagePart) for p in message.parts):
             raise InvalidInput(
                 f"Gemini takes no images in {message.role} messages (messages[{number}]).", param="messages"

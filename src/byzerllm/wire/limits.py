@@ -23,9 +23,41 @@ class ChatOnly:
         raise NotImplementedError("no request for an embedding is sent in this format")
 
 
-def check_fields(chat: ChatRequest, vendor: Vendor, known: Collection[str], extra: Collection[str] = ()) -> None:
+def check_messages(
+    chat: ChatRequest,
+    vendor: Vendor,
+    *,
+    fields: Collection[str] | None = (),
+    part_fields: Collection[str] = (),
+    names: bool = False,
+    detail: bool = False,
+) -> None:
+    """Refuse what messages and their parts carry and the format has no place for. ``fields`` and ``part_fields`` it
+    has (None: the format looks at those of messages itself); ``names`` of participants and an image's ``detail`` too,
+    where true. A tool's name goes with its call, and ``detail: auto`` asks for nothing.
+
+    Raises:
+        InvalidInput: names the first one, where it stands, and the vendor.
+    """
+    for number, message in enumerate(chat.messages):
+        lost = [f for f, value in message.fields.items() if value and fields is not None and f not in fields]
+        if message.name and message.role != "tool" and not names:
+            lost.append("name")
+        for part in message.parts:
+            lost += [f"content.{f}" for f in part.fields if f not in part_fields]
+            if isinstance(part, ImagePart) and part.detail not in (None, "auto") and not detail:
+                lost.append("content.image_url.detail")
+        if lost:
+            raise InvalidInput(
+                f"{vendor.title} has nothing for messages[{number}].{lost[0]}: leave it out.", param="messages"
+            )
+
+
+def check_fields(
+    chat: ChatRequest, vendor: Vendor, known: Collection[str], extra: Collection[str] = (), *, names: bool = False
+) -> None:
     """Refuse what the client set and the format cannot say. ``known`` are fields of ``ChatRequest``, ``extra`` the
-    vendor's own top-level fields. Images are refused, and tool calls unless ``tools`` is known.
+    vendor's own top-level fields. Images are refused, and tool calls unless ``tools`` is known; ``names`` as above.
 
     Raises:
         InvalidInput: names the first such field and the vendor.
@@ -42,6 +74,7 @@ def check_fields(chat: ChatRequest, vendor: Vendor, known: Collection[str], extr
             raise _refusal(vendor, field)
     if any(tool.strict for tool in chat.tools):
         raise _refusal(vendor, "strict")
+    check_messages(chat, vendor, names=names)
     for message in chat.messages:
         if any(isinstance(part, ImagePart) for part in message.parts):
             raise InvalidInput(f"{vendor.title} has no vision: leave out the images.", param="messages")

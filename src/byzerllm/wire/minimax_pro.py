@@ -68,7 +68,7 @@ class MiniMaxPro(ChatOnly):
 
     def request(self, request: Request, vendor: Vendor) -> Outgoing:
         chat = decode_chat(request)
-        check_fields(chat, vendor, _KNOWN, ("glyph", *_OWN))
+        check_fields(chat, vendor, _KNOWN, ("glyph", *_OWN), names=True)
         return Outgoing("", msgspec.json.encode(_body(chat, vendor)))
 
     def stream(self) -> StreamDecoder:

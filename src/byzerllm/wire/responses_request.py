@@ -10,6 +10,7 @@ from byzerllm.errors import InvalidInput
 from byzerllm.wire.anthropic_thinking import blocks_of
 from byzerllm.wire.base import Request, Vendor
 from byzerllm.wire.chat import Call, ChatRequest, ImagePart, Message, Part, Tool, decode_chat
+from byzerllm.wire.limits import check_messages
 
 _Fields = dict[str, Any]
 
@@ -40,6 +41,7 @@ def responses_body(request: Request, vendor: Vendor) -> bytes:
     """
     chat = decode_chat(request)
     _refuse_absent(chat, vendor)
+    check_messages(chat, vendor, detail=True)
     own = {name: value for name, value in chat.extra.items() if name not in _ABSENT}
     body: _Fields = {
         "model": vendor.model,
@@ -70,11 +72,6 @@ def _refuse_absent(chat: ChatRequest, vendor: Vendor) -> None:
 def _items(number: int, message: Message, vendor: Vendor) -> list[_Fields]:
     """The items of one message; its images, and what it has beside its content, go the same way."""
     where = f"messages[{number}]"
-    unknown = [name for name, value in message.fields.items() if value]
-    if message.name and message.role != "tool":
-        unknown.append("name")
-    if unknown:
-        raise InvalidInput(f"The Responses API has nothing for {where}.{unknown[0]}: leave it out.", param="messages")
     if message.role == "assistant":
         return _answer_items(where, message, vendor)
     content = _content(message, vendor)
