@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
+import trustme
+
 if TYPE_CHECKING:
     from tests.fakes import FakeUpstream
 
@@ -22,6 +24,17 @@ class Authority:
     ca: Path
     key: Path
     certificate: Path
+
+    @classmethod
+    def make(cls, folder: Path) -> Authority:
+        """A new one, with its files in the folder."""
+        made = trustme.CA()
+        certificate = made.issue_cert("localhost", "127.0.0.1")
+        found = cls(folder / "ca.pem", folder / "key.pem", folder / "certificate.pem")
+        made.cert_pem.write_to_path(found.ca)
+        certificate.private_key_pem.write_to_path(found.key)
+        found.certificate.write_bytes(b"".join(blob.bytes() for blob in certificate.cert_chain_pems))
+        return found
 
     def context(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
+from tests.between import Authority
 from tests.fakes import FakeUpstream
 from tests.harness import Byzer
 
@@ -55,6 +56,12 @@ def fresh_byzer(tmp_path: Path) -> Iterator[Byzer]:
     byzer = Byzer(tmp_path / "home")
     yield byzer
     byzer.stop()
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """A certificate for this machine, and the authority that vouches for it."""
+    return Authority.make(tmp_path_factory.mktemp("authority"))
 
 
 @pytest.fixture

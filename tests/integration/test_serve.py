@@ -6,7 +6,6 @@ import contextlib
 import http.client
 import json
 import os
-import shutil
 import signal
 import socket
 import ssl
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
+from tests.between import Authority
 from tests.fakes import FakeUpstream, json_reply, sse_reply
 from tests.gateway import ANSWER, MESSAGES, UPSTREAM_MODEL, deploy
 from tests.harness import Answer, Byzer, eventually, free_port
@@ -203,15 +203,11 @@ def test_cors_can_be_narrowed(serve: Callable[..., Served]) -> None:
     assert "access-control-allow-origin" not in other.headers
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="the certificate is made with openssl")
-def test_tls(server: Byzer, tmp_path: Path, serve: Callable[..., Served]) -> None:
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-days", "2"]
-    subprocess.run([*make, "-keyout", key, "-out", certificate, *names], check=True, capture_output=True)
+def test_tls(server: Byzer, authority: Authority, serve: Callable[..., Served]) -> None:
+    key, certificate = authority.key, authority.certificate
     served = serve("--ssl_keyfile", key, "--ssl_certfile", certificate)
     assert served.url.startswith("https://")
-    context = ssl.create_default_context(cafile=certificate)
+    context = ssl.create_default_context(cafile=authority.ca)
     assert served.http("POST", "/v1/chat/completions", CHAT, tls=context).json() == ANSWER
     with pytest.raises((ConnectionError, http.client.HTTPException)):
         served.http("GET", "/v1/models")  # plain HTTP is not spoken there

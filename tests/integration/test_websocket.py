@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-import ssl
-import subprocess
 from collections.abc import Callable, Coroutine, Iterator
 from email.utils import formatdate
-from pathlib import Path
 from typing import Any
 
 import pytest
 import uvloop
-from tests.between import Proxy
+from tests.between import Authority, Proxy
 from tests.fakes import HANG, RESET, FakeUpstream, black_hole, raw_reply
 from tests.harness import eventually, free_port
 from tests.relaying import QUICK, outgoing
@@ -275,24 +271,12 @@ def test_from_a_local_address(spark: FakeSpark) -> None:
     assert spark.peers == ["127.0.0.3"]
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="the certificate is made with openssl")
-def test_over_tls(tmp_path: Path) -> None:
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    subprocess.run(
-        (
-            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
-            *("-keyout", key, "-out", certificate, "-subj", "/CN=x", "-addext", "subjectAltName=IP:127.0.0.1"),
-        ),
-        check=True,
-        capture_output=True,
-    )
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-    with FakeSpark(ssl=context) as spark:
+def test_over_tls(authority: Authority) -> None:
+    with FakeSpark(ssl=authority.context()) as spark:
         spark.script(FRAMES)
 
         async def work() -> None:
-            socket = await opened(Target(True, "127.0.0.1", spark.port, ca_file=str(certificate)))
+            socket = await opened(Target(True, "127.0.0.1", spark.port, ca_file=str(authority.ca)))
             assert (await socket.read_all(1_000_000)).count(b"\n") == len(FRAMES)
             socket.abort()
             untrusted = await failure(Target(True, "127.0.0.1", spark.port))
