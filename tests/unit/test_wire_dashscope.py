@@ -204,10 +204,11 @@ def test_tools(choice: Any, expected: Any) -> None:
 def test_json() -> None:
     schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
     assert parameters(response_format={"type": "json_object"}) == {"response_format": {"type": "json_object"}}
-    assert parameters(response_format=schema)["response_format"] == {
-        "type": "json_schema",
-        "json_schema": {"name": "answer", "strict": True, "schema": SCHEMA},
-    }
+    assert parameters(response_format=schema)["response_format"] == schema
+    strict = {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "description": "d", "schema": SCHEMA}}
+    assert parameters(response_format=strict)["response_format"] == strict
+    unnamed = {"type": "json_schema", "json_schema": {"schema": SCHEMA}}
+    assert parameters(response_format=unnamed)["response_format"]["json_schema"] == {"name": "answer", "schema": SCHEMA}
 
 
 def test_reasoning_effort() -> None:

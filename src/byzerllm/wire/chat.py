@@ -124,6 +124,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     tool_choice: str | None = None
     parallel_tool_calls: bool | None = None
     json_schema: dict[str, Any] | None = None  # the schema itself
+    json_schema_around: dict[str, Any] = {}  # its name, strict and description, where they were given
     json_object: bool = False
     reasoning_effort: str | None = None
     extra: dict[str, Any] = {}
@@ -197,6 +198,7 @@ def decode_chat(request: Request) -> ChatRequest:
         tool_choice=_tool_choice(fields.tool_choice),
         parallel_tool_calls=fields.parallel_tool_calls,
         json_schema=schema,
+        json_schema_around=_around(fields.response_format) if schema is not None else {},
         json_object=as_object,
         reasoning_effort=fields.reasoning_effort,
         extra=extra,
@@ -284,6 +286,11 @@ def _tool_choice(choice: str | dict[str, Any] | None) -> str | None:
     if choice not in (None, "auto", "none", "required"):
         raise InvalidInput(f"tool_choice {choice!r} is none of auto, none, required.", param="tool_choice")
     return choice
+
+
+def _around(form: dict[str, Any] | None) -> dict[str, Any]:
+    sent: dict[str, Any] = (form or {}).get("json_schema") or {}
+    return {name: value for name, value in sent.items() if name != "schema" and value is not None}
 
 
 def _response_format(form: dict[str, Any] | None) -> tuple[dict[str, Any] | None, bool]:

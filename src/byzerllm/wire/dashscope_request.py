@@ -79,7 +79,8 @@ def _parameters(chat: ChatRequest, vendor: Vendor) -> Fields:
 
 def _response_format(chat: ChatRequest) -> Fields | None:
     if chat.json_schema is not None:
-        return {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": chat.json_schema}}
+        named = {"name": "answer", **chat.json_schema_around}  # a name is demanded, and has no effect
+        return {"type": "json_schema", "json_schema": {**named, "schema": chat.json_schema}}
     return {"type": "json_object"} if chat.json_object else None
 
 

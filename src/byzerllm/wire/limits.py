@@ -8,7 +8,7 @@ from byzerllm.errors import InvalidInput
 from byzerllm.wire.base import Task, Vendor
 from byzerllm.wire.chat import ChatRequest, ImagePart
 
-_ALWAYS = frozenset(("messages", "stream", "extra"))
+_ALWAYS = frozenset(("messages", "stream", "extra", "json_schema_around"))
 _AS_SENT = {"json_schema": "response_format", "json_object": "response_format"}
 # Values that ask for nothing more than an upstream without the field does anyway.
 _HARMLESS = {"n": (1,), "tool_choice": ("auto", "none"), "parallel_tool_calls": (True,)}

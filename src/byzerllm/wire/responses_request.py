@@ -52,7 +52,7 @@ def responses_body(request: Request, vendor: Vendor) -> bytes:
         "top_p": chat.top_p,
         **_tools(chat, vendor),
         "reasoning": _reasoning(chat, vendor, own),
-        "text": _text(request, chat, vendor, own),
+        "text": _text(chat, vendor, own),
     }
     return msgspec.json.encode({**_without_none(own), **_without_none(body)})
 
@@ -148,21 +148,20 @@ def _reasoning(chat: ChatRequest, vendor: Vendor, added: _Fields) -> _Fields | N
     return own or None
 
 
-def _text(request: Request, chat: ChatRequest, vendor: Vendor, added: _Fields) -> _Fields | None:
+def _text(chat: ChatRequest, vendor: Vendor, added: _Fields) -> _Fields | None:
     own = _object(added, "text")
     verbosity = added.pop("verbosity", None)  # the chat API's place for it
     if verbosity is not None:
         own["verbosity"] = verbosity
     if chat.json_object or chat.json_schema is not None:
         vendor.needs("json_schema", "response_format")
-        own["format"] = {"type": "json_object"} if chat.json_object else _json_schema(request)
+        own["format"] = {"type": "json_object"} if chat.json_object else _json_schema(chat)
     return own or None
 
 
-def _json_schema(request: Request) -> _Fields:
+def _json_schema(chat: ChatRequest) -> _Fields:
     """As the caller sent it, one level flatter. The API demands a name, which has no effect."""
-    sent: _Fields = msgspec.json.decode(request.fields["response_format"])["json_schema"]
-    return {"type": "json_schema", "name": "answer", **_without_none(sent)}
+    return {"type": "json_schema", "name": "answer", **chat.json_schema_around, "schema": chat.json_schema}
 
 
 def _object(added: _Fields, name: str) -> _Fields:
