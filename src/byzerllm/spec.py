@@ -41,7 +41,8 @@ class DeploymentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """The desired state of one instance, as the flags of ``byzerllm deploy`` say it.
 
     ``infer_params`` keeps every value as the string that was typed; the provider or engine gives it a type.
-    ``worker_concurrency`` is None when the user left it to the engine.
+    ``worker_concurrency`` is None when the user left it to the engine. ``resources`` are what each worker takes of the
+    custom resources of a Ray cluster.
     """
 
     name: str
@@ -52,6 +53,7 @@ class DeploymentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     worker_concurrency: int | None = None
     cpus_per_worker: float = 0.01
     gpus_per_worker: float = 0.0
+    resources: dict[str, float] = msgspec.field(default_factory=dict)
     infer_params: dict[str, str] = msgspec.field(default_factory=dict)
     load_balance: LoadBalance = "lru"
     max_queue: int = 1024
@@ -90,6 +92,8 @@ def check_spec(spec: DeploymentSpec) -> None:
         _at_least("worker_concurrency", spec.worker_concurrency, 1)
     _at_least("cpus_per_worker", spec.cpus_per_worker, 0)
     _at_least("gpus_per_worker", spec.gpus_per_worker, 0)
+    for name, amount in spec.resources.items():
+        _at_least(f"resources {name}", amount, 0)
     _at_least("max_queue", spec.max_queue, 0)
     _at_least("queue_timeout", spec.queue_timeout, 0)
 

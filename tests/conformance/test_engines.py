@@ -20,7 +20,7 @@ from tests.harness import eventually
 
 from byzerllm.engines import engine, names
 from byzerllm.errors import InvalidInput
-from byzerllm.runtime.embedded import EmbeddedRuntime
+from byzerllm.runtime.local import LocalProcesses
 from byzerllm.spec import DeploymentSpec
 
 if TYPE_CHECKING:
@@ -64,13 +64,15 @@ class Running:
     """One worker of an engine, and requests to it."""
 
     def __init__(self, engine: Engine, options: EngineOptions, logs: Path) -> None:
-        self.runtime = EmbeddedRuntime(logs)
+        self.runtime = LocalProcesses(logs, "127.0.0.1")
         self.token = secrets.token_hex(16)
-        self.port = self.runtime.free_port()
-        self.launch: Launch = engine.command(options, self.port, self.token)
-        self.process: EngineProcess = asyncio.run(
-            self.runtime.start("w", self.launch, gpus=(), port=self.port, token=self.token)
-        )
+
+        def command(host: str, port: int) -> Launch:
+            self.port = port
+            self.launch: Launch = engine.command(options, host, port, self.token)
+            return self.launch
+
+        self.process: EngineProcess = asyncio.run(self.runtime.start("w", command, token=self.token, devices=""))
 
     @contextmanager
     def open(self, path: str, body: bytes, token: str | None = None) -> Iterator[http.client.HTTPResponse]:

@@ -19,8 +19,9 @@ from tests.harness import eventually
 
 from byzerllm.engines.base import Launch
 from byzerllm.errors import DeploymentFailed, NotFound
-from byzerllm.runtime.base import EngineProcess, Exit
+from byzerllm.runtime.base import EngineProcess, Exit, Need
 from byzerllm.runtime.embedded import EmbeddedRuntime
+from byzerllm.runtime.local import LocalProcesses
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
@@ -49,15 +50,24 @@ EARLIER_SERVER = """
 import asyncio, sys, msgspec
 from pathlib import Path
 from byzerllm.engines.base import Launch
+from byzerllm.runtime.base import Need
 from byzerllm.runtime.embedded import EmbeddedRuntime
 launch = Launch(argv=(sys.executable, "-c", sys.argv[2], "'hello'"), env={}, ready_path="", ready_body=b"")
-started = EmbeddedRuntime(Path(sys.argv[1])).start("w", launch, gpus=(), port=1, token="t")
+runtime = EmbeddedRuntime(Path(sys.argv[1]))
+started = runtime.start("w", Need(), lambda host, port: launch, token="t", waiting=print)
 print(msgspec.json.encode(asyncio.run(started)).decode(), flush=True)
 """
 
 
 def launch(program: str = PROGRAM, *args: str, **env: str) -> Launch:
     return Launch(argv=(sys.executable, "-c", program, *args), env=env, ready_path="", ready_body=b"")
+
+
+NEED = Need()
+
+
+async def begin(runtime: Runtime, what: Launch, worker: str = "w") -> EngineProcess:
+    return await runtime.start(worker, NEED, lambda host, port: what, token="t", waiting=lambda why: None)
 
 
 def wait(work: Coroutine[Any, Any, Any]) -> Any:
@@ -73,9 +83,14 @@ class Story:
         self.started: list[EngineProcess] = []
 
     def start(self, what: Launch, worker: str = "w") -> EngineProcess:
-        process: EngineProcess = wait(self.runtime.start(worker, what, gpus=(), port=1, token="t"))
+        process: EngineProcess = wait(begin(self.runtime, what, worker))
         self.started.append(process)
         return process
+
+    def adopts(self, process: EngineProcess) -> bool:
+        """Whether the server after the next takes the process back."""
+        adopted: bool = wait(self.next_server.adopt(process, NEED))
+        return adopted
 
     def log(self, worker: str = "w", tail: int = 100) -> bytes:
         async def read() -> bytes:
@@ -105,10 +120,10 @@ def test_a_process_is_started_watched_taken_back_and_stopped(story: Story) -> No
     process = story.start(launch(PROGRAM, "'hello'"))
     story.said("hello")
     assert story.runtime.poll(process) is None
-    assert story.next_server.adopt(process)
+    assert story.adopts(process)
     assert story.next_server.poll(process) is None
     wait(story.next_server.stop(process, grace=10))
-    assert not story.next_server.adopt(process)
+    assert not story.adopts(process)
     assert story.runtime.poll(process) == Exit(-signal.SIGTERM, "hello")
     assert not psutil.pid_exists(process.pid)
 
@@ -119,7 +134,7 @@ def test_every_call_can_be_repeated(story: Story) -> None:
     for _ in range(2):
         wait(story.runtime.stop(process, grace=10))
     assert story.runtime.poll(process) == story.runtime.poll(process) == Exit(-signal.SIGTERM, "hello")
-    assert not story.runtime.adopt(process)
+    assert not wait(story.runtime.adopt(process, NEED))
 
 
 def test_a_process_of_an_earlier_server_is_taken_back_and_stopped(story: Story, tmp_path: Path) -> None:
@@ -127,7 +142,7 @@ def test_a_process_of_an_earlier_server_is_taken_back_and_stopped(story: Story, 
     done = subprocess.run(server, check=True, capture_output=True, timeout=30)
     process = msgspec.json.decode(done.stdout, type=EngineProcess)
     story.started.append(process)
-    assert story.runtime.adopt(process)
+    assert wait(story.runtime.adopt(process, NEED))
     story.said("hello")
     wait(story.runtime.stop(process, grace=10))
     assert story.runtime.poll(process) == Exit(None, "hello")
@@ -149,7 +164,7 @@ def test_last_words_are_of_this_start_only(story: Story) -> None:
 def test_another_process_of_the_same_number_is_not_taken_for_the_engine(story: Story) -> None:
     process = story.start(launch())
     other = msgspec.structs.replace(process, started=process.started - 100)
-    assert not story.next_server.adopt(other)
+    assert not story.adopts(other)
     assert story.next_server.poll(other) is not None
     wait(story.next_server.stop(other, grace=0))
     assert story.runtime.poll(process) is None
@@ -182,9 +197,7 @@ def test_a_start_that_is_given_up_leaves_nothing(story: Story, tmp_path: Path) -
     mark = str(tmp_path / "mark")
 
     async def give_up() -> None:
-        starting = asyncio.ensure_future(
-            story.runtime.start("w", launch(PROGRAM, repr(mark)), gpus=(), port=1, token="t")
-        )
+        starting = asyncio.ensure_future(begin(story.runtime, launch(PROGRAM, repr(mark))))
         await asyncio.sleep(0)
         starting.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -222,14 +235,14 @@ def test_a_process_has_no_input_no_terminal_and_no_file_of_ours(story: Story, tm
 def test_logs_are_followed_until_the_reader_leaves(story: Story) -> None:
     async def follow() -> bytes:
         runtime = story.runtime
-        process = await runtime.start("w", launch(PROGRAM, "'first'"), gpus=(), port=1, token="t")
+        process = await begin(runtime, launch(PROGRAM, "'first'"))
         story.started.append(process)
         logs = runtime.logs("w", tail=0, follow=True)
         text = b""
         async for part in logs:
             if not text:
                 await runtime.stop(process, grace=10)
-                story.started.append(await runtime.start("w", launch(PROGRAM, "'second'"), gpus=(), port=1, token="t"))
+                story.started.append(await begin(runtime, launch(PROGRAM, "'second'")))
             text += part
             if b"second" in text:
                 break
@@ -244,31 +257,27 @@ def test_logs_of_an_unknown_worker_are_not_found(story: Story) -> None:
         story.log("nobody")
 
 
-def test_ports_differ_and_are_free(story: Story) -> None:
-    ports = [story.runtime.free_port() for _ in range(50)]
+def test_ports_differ_and_are_free(tmp_path: Path) -> None:
+    processes = LocalProcesses(tmp_path, "127.0.0.1")
+    ports = [processes.free_port() for _ in range(50)]
     assert len(set(ports)) == len(ports)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", ports[-1]))
 
 
-def test_a_port_in_use_is_passed_over(story: Story) -> None:
-    port = story.runtime.free_port() + 1
+def test_a_port_in_use_is_passed_over(tmp_path: Path) -> None:
+    processes = LocalProcesses(tmp_path, "127.0.0.1")
+    port = processes.free_port() + 1
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", port))
-        assert story.runtime.free_port() != port
-
-
-def test_capacity_is_that_of_the_machine(story: Story) -> None:
-    capacity = story.runtime.capacity()
-    assert 0 < capacity.cpus <= (os.cpu_count() or 1)
-    assert capacity.gpus >= 0
+        assert processes.free_port() != port
 
 
 def test_nothing_blocks_the_loop(story: Story, no_blocking: BlockBuster) -> None:
     async def work() -> None:
-        process = await story.runtime.start("w", launch(PROGRAM, "'hello'"), gpus=(), port=1, token="t")
+        process = await begin(story.runtime, launch(PROGRAM, "'hello'"))
         assert story.runtime.poll(process) is None
-        assert story.next_server.adopt(process)
+        assert await story.next_server.adopt(process, NEED)
         assert [part async for part in story.runtime.logs("w", tail=1, follow=False)]
         await story.runtime.stop(process, grace=10)
         assert story.runtime.poll(process) is not None

@@ -181,7 +181,7 @@ def test_no_name_is_both_a_parameter_and_elsewhere() -> None:
 
 def test_command_keeps_the_token_out_of_the_arguments() -> None:
     options = LLAMA.parse(spec(worker_concurrency=3, infer_params={"n_ctx": "512", "lora_path": "/a.gguf"}))
-    launch = LLAMA.command(options, 12345, "secret-token")
+    launch = LLAMA.command(options, "127.0.0.1", 12345, "secret-token")
     assert "secret-token" not in " ".join(launch.argv)
     handed = json.loads(launch.env[OPTIONS_VARIABLE])
     assert (handed["token"], handed["port"], handed["slots"]) == ("secret-token", 12345, 3)
@@ -190,5 +190,5 @@ def test_command_keeps_the_token_out_of_the_arguments() -> None:
 
 
 def test_an_embedding_instance_is_ready_when_it_embeds() -> None:
-    launch = LLAMA.command(LLAMA.parse(spec(infer_params={"embedding": "true"})), 1, "t")
+    launch = LLAMA.command(LLAMA.parse(spec(infer_params={"embedding": "true"})), "127.0.0.1", 1, "t")
     assert (launch.ready_path, json.loads(launch.ready_body)) == ("/v1/embeddings", {"input": "a"})

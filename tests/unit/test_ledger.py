@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from byzerllm.control.ledger import Ledger
 from byzerllm.errors import CapacityExceeded
 from byzerllm.runtime.base import Capacity
+from byzerllm.runtime.ledger import Ledger
 from byzerllm.spec import DeploymentSpec
 
 

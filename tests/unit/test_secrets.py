@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from byzerllm.control.secrets import Secrets
+from byzerllm.control.secrets import FileMemory, Secrets
 
 
 @pytest.fixture
@@ -45,11 +45,11 @@ def test_a_removed_instances_values_are_forgotten(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_next_server_gets_them_through_the_file_without_a_name(fd: int) -> None:
-    secrets = Secrets(fd)
+    secrets = Secrets(FileMemory(fd))
     secrets.put("long", {"A": "x" * 5000})
     secrets.put("m", {"KEY": "sk-é"})
     secrets.reset("long", {})
-    after = Secrets(fd)
+    after = Secrets(FileMemory(fd))
     assert after.environ("m")["KEY"] == "sk-é"
     assert "A" not in after.environ("long")
     after.reset("m", {})

@@ -17,7 +17,7 @@ import msgspec
 
 from byzerllm.control.broken import BrokenDeployment
 from byzerllm.control.deployment import Deployment, Notify, plural
-from byzerllm.control.ledger import Ledger
+from byzerllm.control.names import Names
 from byzerllm.control.prepare import check, check_outside, engine_plan, masked_params
 from byzerllm.control.private import PrivateDeployment, Surroundings
 from byzerllm.control.saas import SaasDeployment
@@ -46,6 +46,7 @@ class Controller:
         pool: Pool,
         store: Store,
         runtime: Runtime,
+        names: Names,
         secrets: Secrets,
         mock_url: Callable[[], Any],
         probe_interval: float,
@@ -54,9 +55,10 @@ class Controller:
         self._pool = pool
         self._store = store
         self._runtime = runtime
+        self._names = names
+        names.watch(self._removed_elsewhere)
         self._secrets = secrets
         self._mock_url = mock_url
-        self._ledger = Ledger(runtime.capacity())
         self._deployments: dict[str, Deployment] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._operations: dict[str, set[asyncio.Task[Any]]] = {}
@@ -67,9 +69,6 @@ class Controller:
             pool=pool,
             store=store,
             plan=lambda spec: engine_plan(spec, self._secrets.environ(spec.name)),
-            take_gpus=self._ledger.take,
-            drop_gpus=self._ledger.drop,
-            has_room=lambda spec: self._ledger.has_room(spec.gpus_per_worker),
             probe_interval=probe_interval,
         )
 
@@ -143,10 +142,11 @@ class Controller:
             if current is not None and not replace:
                 raise _conflict(current.spec, spec, rows)
             others = [d.spec for d in self._deployments.values() if d is not current]
-            self._ledger.admit(spec, others)
+            await self._runtime.admit(spec, others, patient=not wait)
             base_url = await self._base_url(parse(spec, environ)) if spec.is_saas else ""
             for warning in await check_outside(spec, self._pool, base_url, environ, verify=verify):
                 warn(warning)
+            await self._names.claim(spec.name)
             before = self._secrets.put(spec.name, environment)
             accepted()
             if current is None:
@@ -166,7 +166,8 @@ class Controller:
             check_spec(spec)
             if spec == current.spec:
                 return "unchanged"
-            self._ledger.admit(spec, [d.spec for d in self._deployments.values() if d is not current])
+            others = [d.spec for d in self._deployments.values() if d is not current]
+            await self._runtime.admit(spec, others, patient=False)
             accepted()
             await self._change(current, spec, notify)
             return "ready"
@@ -177,12 +178,7 @@ class Controller:
         It ends any other operation on the instance first. Once begun it goes on, even when its caller goes away.
         """
         self.get(name)
-        for task in list(self._operations.get(name, ())):
-            task.cancel()
-        removal = asyncio.ensure_future(self._undeploy(name, force, notify))
-        self._removals.add(removal)
-        removal.add_done_callback(self._removals.discard)
-        await asyncio.shield(removal)
+        await asyncio.shield(self._begin_removal(name, force, notify))
 
     async def restore(self) -> None:
         """At the server's start: bring the desired state back, re-adopting the engines that still run."""
@@ -192,12 +188,16 @@ class Controller:
             self._register(deployment)
             if isinstance(deployment, PrivateDeployment):
                 for engine in [e for e in engines if e.deployment == saved.spec.name]:
-                    if deployment.adopt(engine):
+                    if await deployment.adopt(engine):
                         engines.remove(engine)
                 deployment.run()
             else:
                 with contextlib.suppress(ByzerError):  # it stays, and its state says why it has no workers
                     await deployment.start(_silent)
+            try:
+                await self._names.claim(saved.spec.name)
+            except ByzerError as error:
+                log.warning("%s is not known to older clients: %s", saved.spec.name, error)
         for orphan in engines:
             await self._runtime.stop(orphan.process, grace=0)
             await self._store.delete_engine(orphan.process.worker_id)
@@ -231,6 +231,7 @@ class Controller:
             for task in list(tasks):
                 task.cancel()
         await asyncio.gather(*(d.stop() for d in self._deployments.values()))
+        await asyncio.gather(*(self._names.drop(name) for name in self._deployments))
 
     # -- helpers -------------------------------------------------------------------------------------------------
 
@@ -289,6 +290,20 @@ class Controller:
         await current.drain(notify)
         await current.stop()
 
+    def _removed_elsewhere(self, name: str) -> None:
+        """An older client has undeployed the instance: there, killing its name is how that is done."""
+        if name in self._deployments:
+            log.info("%s was undeployed by an older client", name)
+            self._begin_removal(name, True, _silent)
+
+    def _begin_removal(self, name: str, force: bool, notify: Notify) -> asyncio.Future[None]:
+        for task in list(self._operations.get(name, ())):
+            task.cancel()
+        removal = asyncio.ensure_future(self._undeploy(name, force, notify))
+        self._removals.add(removal)
+        removal.add_done_callback(self._removals.discard)
+        return removal
+
     def _next_generation(self, current: Deployment) -> int:
         """Never one that was used before, so that nothing of a change that failed is taken for the next one's."""
         latest = max(current.generation, self._generations.get(current.spec.name, 0)) + 1
@@ -309,6 +324,7 @@ class Controller:
         name = deployment.spec.name
         self._table.remove(name)
         await self._store.delete(name)
+        await self._names.drop(name)
         await deployment.stop()
         self._deployments.pop(name, None)
         self._generations.pop(name, None)
@@ -336,6 +352,7 @@ class Controller:
                 created_at,
                 base_url=self._base_url,
                 environ=lambda: self._secrets.environ(spec.name),
+                reserve=self._runtime.reserve,
             )
         return PrivateDeployment(spec, generation, created_at, self._around)
 

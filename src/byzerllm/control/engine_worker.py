@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from byzerllm.control.state import Phase, WorkerView
@@ -14,7 +13,7 @@ from byzerllm.errors import DeploymentFailed, UpstreamError
 from byzerllm.relay.pool import Pool
 from byzerllm.relay.target import parse_target, request_head
 from byzerllm.routing.worker import Upstream, Worker
-from byzerllm.runtime.base import EngineProcess, Exit, Runtime
+from byzerllm.runtime.base import EngineProcess, Exit, Need, Runtime
 from byzerllm.spec import Timeouts
 from byzerllm.wire.base import Task
 from byzerllm.wire.openai import parse_error
@@ -49,25 +48,36 @@ class EngineWorker:
         self.retry_at = 0.0
         self.ready_at = 0.0
         self.error = ""
+        self.waiting = ""  # why it has no place yet
         self.missed_probes = 0
         self.seen_progress = -1
         self.probe_at = 0.0
 
     def view(self) -> WorkerView:
-        return WorkerView(self.id, self.index, self.generation, self.phase, self.retry_at, self.error)
+        return WorkerView(self.id, self.index, self.generation, self.phase, self.retry_at, self.error, self.waiting)
 
     def upstream(self) -> Upstream:
         assert self.process is not None
         return engine_upstream(self.process, self.plan.model, self.plan.timeouts, Task(self.plan.options.task))
 
 
-async def launch(worker: EngineWorker, runtime: Runtime, gpus: Sequence[int]) -> Launch:
-    """Start the worker's process; ``worker.process`` is set when this returns."""
-    port = runtime.free_port()
+async def launch(worker: EngineWorker, runtime: Runtime, need: Need) -> Launch:
+    """Start the worker's process once there is a place for it; ``worker.process`` is set when this returns."""
     token = secrets.token_urlsafe(24)
-    start = worker.plan.engine.command(worker.plan.options, port, token)
-    worker.process = await runtime.start(worker.id, start, gpus=gpus, port=port, token=token)
-    return start
+    launched: list[Launch] = []
+
+    def command(host: str, port: int) -> Launch:
+        launched.append(worker.plan.engine.command(worker.plan.options, host, port, token))
+        return launched[-1]
+
+    def waiting(why: str) -> None:
+        worker.waiting = why
+
+    try:
+        worker.process = await runtime.start(worker.id, need, command, token=token, waiting=waiting)
+    finally:
+        worker.waiting = ""
+    return launched[-1]
 
 
 async def wait_ready(worker: EngineWorker, start: Launch, runtime: Runtime, pool: Pool) -> None:

@@ -22,7 +22,7 @@ from byzerllm.errors import ByzerError, DeploymentFailed
 from byzerllm.relay.pool import Pool
 from byzerllm.routing.instance import Instance
 from byzerllm.routing.worker import Worker
-from byzerllm.runtime.base import EngineProcess, Runtime
+from byzerllm.runtime.base import EngineProcess, Need, Runtime
 from byzerllm.spec import DeploymentSpec
 from byzerllm.wire.base import Task
 
@@ -41,9 +41,6 @@ class Surroundings:
     pool: Pool
     store: Store
     plan: Callable[[DeploymentSpec], EnginePlan]
-    take_gpus: Callable[[str, float], tuple[int, ...]]  # worker id, number -> devices; raises CapacityExceeded
-    drop_gpus: Callable[[str], None]
-    has_room: Callable[[DeploymentSpec], bool]  # for one worker more
     probe_interval: float
     stop_grace: float = 5.0
 
@@ -135,17 +132,19 @@ class PrivateDeployment:
                 "phase": w.phase.value,
                 "pid": w.process.pid if w.process else None,
                 "gpus": list(w.process.gpus) if w.process else [],
+                "node": w.process.node if w.process else "",
                 "restarts": w.restarts,
                 "error": w.error,
+                "waiting": w.waiting,
             }
             for w in sorted(self._workers.values(), key=lambda w: (w.generation, w.index))
         ]
 
-    def adopt(self, saved: SavedEngine) -> bool:
+    async def adopt(self, saved: SavedEngine) -> bool:
         """Take a process back that an earlier server started; false where it no longer runs or is not wanted."""
-        if not self._around.runtime.adopt(saved.process):
-            return False
         if saved.generation != self.generation or saved.index >= self.spec.num_workers:
+            return False
+        if not await self._around.runtime.adopt(saved.process, Need.of(self.spec)):
             return False
         worker = EngineWorker(saved.process.worker_id, saved.index, saved.generation, self._plan)
         worker.process = saved.process
@@ -158,10 +157,15 @@ class PrivateDeployment:
     async def _settle(self, notify: Notify) -> None:
         """Wait until there is nothing left to do. The first failure meanwhile ends it."""
         self._failure, self._settling, self._notify = None, True, notify
+        told = ""
         try:
             while not self._settled():
                 if self._failure is not None:
                     raise self._failure
+                waiting = next((w.waiting for w in self._workers.values() if w.waiting), "")
+                if waiting not in ("", told):
+                    told = waiting
+                    notify(told)
                 await asyncio.sleep(0.01)
         finally:
             self._settling, self._notify = False, lambda message: None
@@ -175,7 +179,7 @@ class PrivateDeployment:
     async def _keep(self) -> None:
         while True:
             self._observe()
-            desired = Desired(self.generation, self.spec.num_workers, self._around.has_room(self.spec))
+            desired = Desired(self.generation, self.spec.num_workers, self._around.runtime.has_room(Need.of(self.spec)))
             for action in reconcile(desired, [w.view() for w in self._workers.values()], self._loop.time()):
                 if isinstance(action, Drain):
                     self._drain_worker(self._workers[action.worker_id])
@@ -237,8 +241,7 @@ class PrivateDeployment:
             await self._kill(worker)
         self._notify(f"worker {worker.index + 1}/{self.spec.num_workers} starting")
         try:
-            gpus = around.take_gpus(worker.id, self.spec.gpus_per_worker)
-            start = await launch(worker, around.runtime, gpus)
+            start = await launch(worker, around.runtime, Need.of(self.spec))
             assert worker.process is not None
             await around.store.save_engine(SavedEngine(self.spec.name, worker.index, worker.generation, worker.process))
             await wait_ready(worker, start, around.runtime, around.pool)
@@ -252,9 +255,8 @@ class PrivateDeployment:
 
     async def _readopt_worker(self, worker: EngineWorker, process: EngineProcess) -> None:
         """It ran under an earlier server, but may have been loading still, or hang."""
-        start = worker.plan.engine.command(worker.plan.options, process.port, process.token)
+        start = worker.plan.engine.command(worker.plan.options, process.host, process.port, process.token)
         try:
-            self._around.take_gpus(worker.id, self.spec.gpus_per_worker)
             await wait_ready(worker, start, self._around.runtime, self._around.pool)
         except ByzerError as error:
             await self._kill(worker)
@@ -311,7 +313,6 @@ class PrivateDeployment:
             await self._around.runtime.stop(worker.process, grace=0)
             await self._around.store.delete_engine(worker.id)
             worker.process = None
-        self._around.drop_gpus(worker.id)
 
     async def _end(self, worker: EngineWorker) -> None:
         """Stop the worker's process for good and forget the worker."""
@@ -321,5 +322,4 @@ class PrivateDeployment:
         if worker.process is not None:
             await self._around.runtime.stop(worker.process, grace=self._around.stop_grace)
             await self._around.store.delete_engine(worker.id)
-        self._around.drop_gpus(worker.id)
         self._workers.pop(worker.id, None)

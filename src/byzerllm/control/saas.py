@@ -20,6 +20,9 @@ from byzerllm.wire.base import Task
 Resolve = Callable[[SaasOptions], Awaitable[str]]
 """The base URL of the options' vendor; starts the built-in mock where it is that."""
 
+Reserve = Callable[[DeploymentSpec, int], Awaitable[str]]
+"""Holds the share of the runtime of so many workers; returns a warning, or nothing."""
+
 
 class SaasDeployment:
     """Implements ``Deployment``. A reference that cannot be resolved leaves it without workers, and says why."""
@@ -32,12 +35,14 @@ class SaasDeployment:
         *,
         base_url: Resolve,
         environ: Callable[[], Mapping[str, str]],
+        reserve: Reserve,
     ) -> None:
         self.spec = spec
         self.generation = generation
         self.created_at = created_at
         self._base_url = base_url
         self._environ = environ
+        self._reserve = reserve
         self._error: ByzerError | None = None
         self._current: list[Upstream] = []  # one for each key
         self.instance = Instance(
@@ -61,6 +66,7 @@ class SaasDeployment:
         self.instance.task = options.task
         self.instance.set_unavailable(None)
         self._grow(upstreams, 0)
+        await self._hold(self.spec.num_workers, notify)
 
     async def change(self, spec: DeploymentSpec, generation: int, notify: Notify) -> None:
         options, upstreams = await self._upstreams(spec)
@@ -78,6 +84,7 @@ class SaasDeployment:
         self._grow(upstreams, kept)
         for worker in leaving:
             self.instance.retire(worker, lambda: None)
+        await self._hold(spec.num_workers, notify)
 
     async def drain(self, notify: Notify) -> None:
         self.instance.draining = True
@@ -87,6 +94,12 @@ class SaasDeployment:
         self.instance.cut("it was removed")
         for worker in list(self.instance.workers):
             self.instance.retire(worker, lambda: None)
+        await self._reserve(self.spec, 0)
+
+    async def _hold(self, workers: int, notify: Notify) -> None:
+        warning = await self._reserve(self.spec, workers)
+        if warning:
+            notify(warning)
 
     def state(self) -> tuple[State, str]:
         if self.instance.draining:

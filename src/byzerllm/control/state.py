@@ -43,7 +43,10 @@ class State(str, Enum):
 
 @dataclass(frozen=True)
 class WorkerView:
-    """What the decisions need to know of one engine worker. Times are of the loop's clock."""
+    """What the decisions need to know of one engine worker. Times are of the loop's clock.
+
+    ``error`` is why it last went down, ``waiting`` why there is no place for it yet.
+    """
 
     id: str
     index: int
@@ -51,6 +54,7 @@ class WorkerView:
     phase: Phase
     retry_at: float = 0.0
     error: str = ""
+    waiting: str = ""
 
 
 def restart_pause(failures: int) -> float:
@@ -63,12 +67,15 @@ def instance_state(wanted: int, workers: Sequence[WorkerView], *, draining: bool
     if draining:
         return State.DRAINING, ""
     ready = sum(1 for w in workers if w.phase is Phase.READY)
+    waiting = [w.waiting for w in workers if w.waiting and w.phase is Phase.STARTING]
     errors = [w.error for w in workers if w.error and w.phase in (Phase.WAITING, Phase.STARTING)]
-    reason = errors[0] if errors else ""
+    reason = (waiting + errors)[0] if waiting or errors else ""
     if ready >= wanted:
         return State.READY, ""
     if ready:
         return State.DEGRADED, reason or f"{ready} of {wanted} workers are ready"
+    if waiting:
+        return State.PENDING, reason
     if errors:
         return State.FAILED, reason
     if any(w.phase is Phase.STARTING for w in workers):

@@ -69,6 +69,6 @@ class Engine(Protocol):
         """
         ...
 
-    def command(self, options: EngineOptions, port: int, token: str) -> Launch:
-        """The process of one worker that listens on 127.0.0.1:``port`` and requires ``token``."""
+    def command(self, options: EngineOptions, host: str, port: int, token: str) -> Launch:
+        """The process of one worker that listens on ``host``:``port`` and requires ``token``."""
         ...

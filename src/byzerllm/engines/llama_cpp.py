@@ -236,12 +236,13 @@ class LlamaCpp:
                 )
             gguf.check_model(path)
 
-    def command(self, options: EngineOptions, port: int, token: str) -> Launch:
+    def command(self, options: EngineOptions, host: str, port: int, token: str) -> Launch:
         """The process of one worker. Options and token travel in one variable that it removes at once."""
         handed = {
             "model_path": options.model_path,
             "slots": options.slots,
             "values": dict(options.values),
+            "host": host,
             "port": port,
             "token": token,
         }

@@ -1,6 +1,7 @@
-"""The server process: puts the parts together, runs until it is told to stop, and takes them apart in order.
+"""A server: puts the parts together, runs until it is told to stop, and takes them apart in order.
 
-Started by the supervisor, which holds the listening socket (``BYZERLLM_LISTEN_FD``) so that it outlives a crash.
+``Ground`` is what differs with where it runs. On one machine (this module's ``main``) the supervisor starts it and holds
+the listening socket (``BYZERLLM_LISTEN_FD``), so that it outlives a crash; ``ray_server.py`` is the other.
 """
 
 from __future__ import annotations
@@ -14,37 +15,59 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import uvloop
 
 from byzerllm import __version__
 from byzerllm.control.controller import Controller
-from byzerllm.control.secrets import Secrets
+from byzerllm.control.names import Names, NoNames
+from byzerllm.control.secrets import FileMemory, Memory, Secrets
 from byzerllm.control.store import Store
 from byzerllm.errors import ByzerError, InternalError
 from byzerllm.gateway.access import Access, Keys
 from byzerllm.gateway.admin import Admin
 from byzerllm.gateway.app import Gateway, Services, services
 from byzerllm.gateway.inference import Inference
-from byzerllm.gateway.listeners import Listener, Listeners, http_server
+from byzerllm.gateway.listeners import HttpServer, Listener, Listeners, http_server
 from byzerllm.providers import mock
 from byzerllm.providers.mock_log import ConversationLog
 from byzerllm.relay.pool import Pool
 from byzerllm.routing.table import Table
+from byzerllm.runtime.base import Runtime
 from byzerllm.runtime.embedded import EmbeddedRuntime
 from byzerllm.settings import Settings
 
 log = logging.getLogger("byzerllm.server")
 
 
-class Server:
-    """Everything of one server process."""
+@dataclass(frozen=True)
+class Ground:
+    """What a server stands on. ``local`` listens on the loopback address, ``shared`` where other machines reach it."""
 
-    def __init__(self, settings: Settings, listen: socket.socket, secrets_fd: int | None, supervisor_pid: int) -> None:
+    runtime: Runtime
+    names: Names
+    memory: Memory | None
+    local: socket.socket
+    shared: socket.socket | None = None
+    supervisor_pid: int = 0
+    ray_address: str = ""
+
+    @property
+    def url(self) -> str:
+        """Where clients find the server."""
+        host, port = (self.shared or self.local).getsockname()[:2]
+        return f"http://{host}:{port}"
+
+
+class Server:
+    """Everything of one server process, made in the loop it is to run in."""
+
+    def __init__(self, settings: Settings, ground: Ground) -> None:
         self._settings = settings
-        self._listen = listen
-        self._supervisor_pid = supervisor_pid
+        self._ground = ground
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
         self._started_at = time.time()
@@ -57,43 +80,46 @@ class Server:
         self._keys = Keys(self._token)
         if settings.api_key:
             self._keys.add(settings.api_key)
-        runtime = EmbeddedRuntime(settings.logs)
         self._controller = Controller(
             table=self._table,
             pool=self._pool,
             store=self._store,
-            runtime=runtime,
-            secrets=Secrets(secrets_fd),
+            runtime=ground.runtime,
+            names=ground.names,
+            secrets=Secrets(ground.memory),
             mock_url=self._mock_url,
             probe_interval=settings.probe_interval,
         )
         listeners = Listeners(self._keys, lambda listener: Gateway(self._services, listener), settings.drain_timeout)
         self._admin = Admin(
-            self._controller, runtime, listeners, info=self._info, stop=self._stopping.set, now=self._loop.time
+            self._controller, ground.runtime, listeners, info=self.info, stop=self._stopping.set, now=self._loop.time
         )
         inference = Inference(self._table, self._pool, settings.max_body)
         self._services: Services = services(self._table, inference, self._admin)
 
-    async def run(self) -> None:
-        """Serve until SIGTERM, SIGINT or a request to stop."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._loop.add_signal_handler(number, self._stopping.set)
+    def stop(self) -> None:
+        """Begin the orderly end; ``run`` returns when it is done."""
+        self._stopping.set()
+
+    async def run(self, ready: Callable[[], None]) -> None:
+        """Serve until ``stop``; ``ready`` is called once clients can come."""
         await self._store.open()
         await self._controller.restore()
-        own = Listener(access=Access(self._keys), admin=True, url=self._url)
-        http = http_server(Gateway(self._services, own), drain_timeout=self._settings.drain_timeout)
-        serving = asyncio.ensure_future(http.serve(sockets=[self._listen]))
-        await http.listening.wait()
+        fronts = self._fronts()
+        serving = [asyncio.ensure_future(http.serve(sockets=[bound])) for http, bound in fronts]
+        await asyncio.gather(*(http.listening.wait() for http, _ in fronts))
         self._write_server_file()
-        log.info("byzerllm %s answers at %s (pid %d)", __version__, self._url, os.getpid())
+        log.info("byzerllm %s answers at %s (pid %d)", __version__, self._ground.url, os.getpid())
+        ready()
         stopping = asyncio.ensure_future(self._stopping.wait())
-        await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((*serving, stopping), return_when=asyncio.FIRST_COMPLETED)
         log.info("stopping")
         stopping.cancel()
         self._settings.server_file.unlink(missing_ok=True)
         self._admin.end_operations()
-        http.should_exit = True  # no new connections; running requests have the drain timeout to end
-        await serving
+        for http, _ in fronts:
+            http.should_exit = True  # no new connections; running requests have the drain timeout to end
+        await asyncio.gather(*serving)
         await self._controller.close()
         if self._mock is not None:
             self._mock.close()
@@ -101,10 +127,16 @@ class Server:
         await self._store.close()
         log.info("stopped")
 
-    @property
-    def _url(self) -> str:
-        host, port = self._listen.getsockname()[:2]
-        return f"http://{host}:{port}"
+    def _fronts(self) -> list[tuple[HttpServer, socket.socket]]:
+        """An HTTP server for each of the sockets."""
+        ground = self._ground
+        fronts = []
+        for bound, always in ((ground.local, False), (ground.shared, True)):
+            if bound is not None:
+                own = Listener(access=Access(self._keys, always=always), admin=True, url=ground.url)
+                app = Gateway(self._services, own)
+                fronts.append((http_server(app, drain_timeout=self._settings.drain_timeout), bound))
+        return fronts
 
     async def _mock_url(self) -> str:
         if self._mock is None:
@@ -112,12 +144,18 @@ class Server:
         host, port = self._mock.sockets[0].getsockname()[:2]
         return f"http://{host}:{port}/{self._conversations.secret}/v1"
 
-    def _info(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
+        """What ``server.json`` says: the server's facts and its token."""
+        return {**self.info(), "token": self._token}
+
+    def info(self) -> dict[str, Any]:
+        """The server's own facts, without its token."""
         return {
-            "url": self._url,
+            "url": self._ground.url,
             "pid": os.getpid(),
-            "supervisor_pid": self._supervisor_pid,
-            "runtime": "embedded",
+            "supervisor_pid": self._ground.supervisor_pid,
+            "runtime": self._ground.runtime.name,
+            "ray_address": self._ground.ray_address,
             "version": __version__,
             "home": str(self._settings.home),
             "started_at": self._started_at,
@@ -128,7 +166,7 @@ class Server:
         temporary = path.with_suffix(".tmp")
         temporary.unlink(missing_ok=True)
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-            json.dump({**self._info(), "token": self._token}, file, indent=2)
+            json.dump(self.describe(), file, indent=2)
         temporary.replace(path)
 
 
@@ -141,15 +179,27 @@ def _known_token(settings: Settings) -> str | None:
     return token if isinstance(token, str) and len(token) >= 32 else None
 
 
-async def _main(settings: Settings) -> None:
+async def _main(settings: Settings, ground: Ground) -> None:
+    server = Server(settings, ground)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, server.stop)
+    await server.run(lambda: None)
+
+
+def _embedded(settings: Settings) -> Ground:
     number = os.environ.pop("BYZERLLM_LISTEN_FD", None)
     if number is None:
         raise InternalError("The server is started by its supervisor.", hint="Use `byzerllm server start`.")
     secrets_fd = os.environ.pop("BYZERLLM_SECRETS_FD", None)
-    supervisor_pid = int(os.environ.pop("BYZERLLM_SUPERVISOR_PID", "0"))
     listen = socket.socket(fileno=int(number))
     listen.setblocking(False)
-    await Server(settings, listen, int(secrets_fd) if secrets_fd else None, supervisor_pid).run()
+    return Ground(
+        runtime=EmbeddedRuntime(settings.logs),
+        names=NoNames(),
+        memory=FileMemory(int(secrets_fd)) if secrets_fd else None,
+        local=listen,
+        supervisor_pid=int(os.environ.pop("BYZERLLM_SUPERVISOR_PID", "0")),
+    )
 
 
 def main() -> int:
@@ -164,7 +214,7 @@ def main() -> int:
     try:
         settings = Settings.read()
         logging.getLogger().setLevel(settings.log_level)
-        uvloop.run(_main(settings))
+        uvloop.run(_main(settings, _embedded(settings)))
     except ByzerError as error:
         log.error("%s", error)
         return error.exit_code

@@ -2,21 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+from byzerllm.engines.base import Launch
 
-    from byzerllm.engines.base import Launch
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable
+
+    from byzerllm.spec import DeploymentSpec
+
+Command = Callable[[str, int], Launch]
+"""Host and port on which the engine is to listen -> how it is launched."""
+
+Waiting = Callable[[str], None]
+"""Told why a worker cannot be placed yet, in words fit for a person; empty when it is."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one worker takes of the runtime. ``resources`` are a Ray cluster's own, by name."""
+
+    cpus: float = 0.0
+    gpus: float = 0.0
+    resources: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, spec: DeploymentSpec) -> Need:
+        """What each worker of ``spec`` takes."""
+        return cls(spec.cpus_per_worker, spec.gpus_per_worker, spec.resources)
 
 
 class EngineProcess(msgspec.Struct, frozen=True, kw_only=True):
     """A running engine process: all that is needed to find it again after the server's own restart.
 
     ``started`` is the process's creation time as the operating system tells it, so that a recycled ``pid`` is never
-    taken for the engine. ``gpus`` are the device numbers that it was given.
+    taken for the engine. ``gpus`` are the devices that it was given, ``node`` is the cluster's machine that it runs on.
     """
 
     worker_id: str
@@ -26,11 +50,15 @@ class EngineProcess(msgspec.Struct, frozen=True, kw_only=True):
     port: int
     token: str
     log: str
-    gpus: tuple[int, ...] = ()
+    gpus: tuple[int | str, ...] = ()
+    node: str = ""
 
     @property
     def base_url(self) -> str:
         return f"http://{self.host}:{self.port}"
+
+    def __repr__(self) -> str:
+        return f"EngineProcess(worker_id={self.worker_id!r}, pid={self.pid}, url={self.base_url})"  # without the token
 
 
 class Exit(msgspec.Struct, frozen=True):
@@ -48,37 +76,57 @@ class Capacity(msgspec.Struct, frozen=True):
 
 
 class Runtime(Protocol):
-    """Starts, watches and stops engine processes. Every call is idempotent."""
+    """Starts, watches and stops engine processes, and gives each its share of the machine. Every call is idempotent."""
 
     name: str
 
-    async def start(
-        self, worker_id: str, launch: Launch, *, gpus: Sequence[int], port: int, token: str
-    ) -> EngineProcess:
-        """Start a process and return at once; it is not ready yet.
+    async def admit(self, spec: DeploymentSpec, others: Iterable[DeploymentSpec], *, patient: bool) -> None:
+        """Refuse what can never run beside the ``others``; with ``patient`` the caller waits until more is there.
 
         Raises:
+            CapacityExceeded: with the numbers.
+            InvalidInput: it asks for what this runtime does not have at all.
+        """
+        ...
+
+    def has_room(self, need: Need) -> bool:
+        """Whether one worker more would be placed at once, as far as is known. Never blocks."""
+        ...
+
+    async def reserve(self, spec: DeploymentSpec, workers: int) -> str:
+        """Hold the CPUs of a SaaS instance's ``workers`` (0: of none any more), where the runtime keeps such books.
+
+        Returns a warning, empty when all is held.
+        """
+        ...
+
+    async def start(
+        self, worker_id: str, need: Need, command: Command, *, token: str, waiting: Waiting
+    ) -> EngineProcess:
+        """Find the worker its place, start its process there and return; it is not ready yet.
+
+        Where there is no place it waits for one and says why. Cancelling it leaves nothing.
+
+        Raises:
+            CapacityExceeded: there is no place, and this runtime does not wait.
             DeploymentFailed: the process could not be created at all.
         """
         ...
 
     async def stop(self, process: EngineProcess, *, grace: float) -> None:
-        """Ask the process and its children to end; kill the rest after ``grace`` seconds; return when it is gone."""
+        """Ask the process and its children to end; kill the rest after ``grace`` seconds; return when it is gone.
+
+        Its share of the machine is free again.
+        """
         ...
 
     def poll(self, process: EngineProcess) -> Exit | None:
         """None while it runs. Never blocks."""
         ...
 
-    def adopt(self, process: EngineProcess) -> bool:
+    async def adopt(self, process: EngineProcess, need: Need) -> bool:
         """Take back a process that an earlier server started; False when it no longer runs."""
         ...
-
-    def free_port(self) -> int:
-        """A port on the engine's private address that nothing listens on and that was not given out before."""
-        ...
-
-    def capacity(self) -> Capacity: ...
 
     def logs(self, worker_id: str, *, tail: int, follow: bool) -> AsyncIterator[bytes]:
         """The last ``tail`` lines of a worker's log, then what is added to it while ``follow``."""

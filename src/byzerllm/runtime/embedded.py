@@ -2,215 +2,91 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import math
-import os
-import random
-import signal
-import socket
-import subprocess
-from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from byzerllm.errors import DeploymentFailed, NotFound
-from byzerllm.runtime import capacity as machine
-from byzerllm.runtime import processes
-from byzerllm.runtime.base import EngineProcess, Exit
-from byzerllm.runtime.worker_log import Follower, WorkerLog
+from byzerllm.errors import InvalidInput
+from byzerllm.runtime import capacity
+from byzerllm.runtime.ledger import Ledger
+from byzerllm.runtime.local import LocalProcesses
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Iterable
     from pathlib import Path
 
-    from byzerllm.engines.base import Launch
-    from byzerllm.runtime.base import Capacity
+    from byzerllm.runtime.base import Command, EngineProcess, Exit, Need, Waiting
+    from byzerllm.spec import DeploymentSpec
 
 HOST = "127.0.0.1"
-# Below the ports that the kernel gives to outgoing connections, so that none of these can take one meanwhile.
-FIRST_PORT, LAST_PORT = 20_000, 32_000
-FOLLOW_SECONDS = 0.2
-WAIT_SECONDS = 0.02
-KILL_SECONDS = 60.0
-
-_OF_THE_SERVER = frozenset(("BYZERLLM_API_KEY", "BYZERLLM_LISTEN_FD", "BYZERLLM_SECRETS_FD", "BYZERLLM_SUPERVISOR_PID"))
-_log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Ended:
-    pid: int
-    code: int | None
 
 
 class EmbeddedRuntime:
-    """Engine processes of this machine, each the leader of its own session, each with a log in ``logs_dir``.
+    """Engine processes of this machine; they outlive the server. CPUs are not divided, GPUs are.
 
-    They outlive the server: the next one takes them back with ``adopt``. Make the object outside of an event loop, as
-    it looks for GPUs.
+    Make the object outside of an event loop, as it looks for GPUs.
     """
 
     name = "embedded"
 
     def __init__(self, logs_dir: Path) -> None:
-        self._logs_dir = logs_dir
-        self._gpus = machine.visible_gpus()
-        self._capacity = machine.measure()
-        self._children: dict[int, str] = {}  # pid -> worker, until the process was waited for
-        self._ended: dict[str, _Ended] = {}
-        self._port = random.randrange(FIRST_PORT, LAST_PORT)
+        self._gpus = capacity.visible_gpus()
+        self._ledger = Ledger(capacity.measure())
+        self._processes = LocalProcesses(logs_dir, HOST)
+
+    async def admit(self, spec: DeploymentSpec, others: Iterable[DeploymentSpec], *, patient: bool) -> None:
+        """Refuse what can never run beside the ``others``; there is nothing to wait for on one machine."""
+        if spec.resources:
+            raise InvalidInput(
+                "--resources names what the nodes of a Ray cluster have, but this server runs on one machine only.",
+                hint="Leave it out, or name the cluster with --ray_address HOST:PORT.",
+                param="resources",
+            )
+        self._ledger.admit(spec, others)
+
+    def has_room(self, need: Need) -> bool:
+        """Whether one worker more would get its GPUs."""
+        return self._ledger.has_room(need.gpus)
+
+    async def reserve(self, spec: DeploymentSpec, workers: int) -> str:
+        """Nothing: a SaaS worker takes none of this machine."""
+        return ""
 
     async def start(
-        self, worker_id: str, launch: Launch, *, gpus: Sequence[int], port: int, token: str
+        self, worker_id: str, need: Need, command: Command, *, token: str, waiting: Waiting
     ) -> EngineProcess:
-        """Start a process and return at once; it is not ready yet. ``gpus`` are numbers below ``capacity().gpus``.
+        """Start a process and return at once; it is not ready yet.
 
         Raises:
+            CapacityExceeded: not enough GPUs are free.
             DeploymentFailed: the process could not be created at all.
         """
-        environ = self._environ(launch, gpus)
-        loop = asyncio.get_running_loop()
-        spawned = loop.run_in_executor(None, self._spawn, worker_id, launch.argv, environ)
+        gpus = self._ledger.take(worker_id, need.gpus)
+        devices = ",".join(self._gpus[number] for number in gpus)
         try:
-            pid, started = await asyncio.shield(spawned)
-        except asyncio.CancelledError:
-            spawned.add_done_callback(_kill_spawned)  # nobody will know of it
+            return await self._processes.start(worker_id, command, token=token, devices=devices, gpus=gpus)
+        except BaseException:
+            self._ledger.drop(worker_id)
             raise
-        except OSError as error:
-            raise DeploymentFailed(f"The process of worker {worker_id} could not be started: {error}.") from error
-        self._children[pid] = worker_id
-        self._ended.pop(worker_id, None)
-        return EngineProcess(
-            worker_id=worker_id,
-            pid=pid,
-            started=started,
-            host=HOST,
-            port=port,
-            token=token,
-            log=str(self._log(worker_id).path),
-            gpus=tuple(gpus),
-        )
 
     async def stop(self, process: EngineProcess, *, grace: float) -> None:
-        """Ask the process and its children to end; kill what is left after ``grace`` seconds.
-
-        Returns when it is gone.
-        """
-        self._signal(process, signal.SIGTERM)
-        await self._gone(process, grace)
-        self._signal(process, signal.SIGKILL)  # its children too, when it ended without them
-        while not await self._gone(process, KILL_SECONDS):
-            _log.warning(
-                "Worker %s (process %d) is still there %g s after SIGKILL: the system holds it, perhaps in a driver.",
-                process.worker_id,
-                process.pid,
-                KILL_SECONDS,
-            )
+        """Ask the process and its children to end; kill what is left after ``grace`` seconds; its GPUs are free."""
+        await self._processes.stop(process, grace=grace)
+        self._ledger.drop(process.worker_id)
 
     def poll(self, process: EngineProcess) -> Exit | None:
         """None while it runs. Never blocks; at the end it reads some KiB of the log."""
-        if self._running(process):
-            return None
-        ended = self._ended.get(process.worker_id)
-        code = ended.code if ended and ended.pid == process.pid else None
-        return Exit(code, self._log(process.worker_id).last_words())
+        return self._processes.poll(process)
 
-    def adopt(self, process: EngineProcess) -> bool:
+    async def adopt(self, process: EngineProcess, need: Need) -> bool:
         """Take back a process that an earlier server started; False when it no longer runs."""
-        return self._running(process)
+        if not self._processes.adopt(process):
+            return False
+        self._ledger.hold(process.worker_id, tuple(int(number) for number in process.gpus), need.gpus)
+        return True
 
-    def free_port(self) -> int:
-        """A port on 127.0.0.1 that nothing listens on; one is given out again only after all others were.
-
-        Raises:
-            DeploymentFailed: there is none.
-        """
-        for _ in range(FIRST_PORT, LAST_PORT):
-            self._port = self._port + 1 if self._port + 1 < LAST_PORT else FIRST_PORT
-            with socket.socket() as probe, suppress(OSError):
-                probe.bind((HOST, self._port))
-                return self._port
-        raise DeploymentFailed(f"No port from {FIRST_PORT} to {LAST_PORT} is free for an engine.")
-
-    def capacity(self) -> Capacity:
-        """What the machine has in all, as it was when this object was made."""
-        return self._capacity
-
-    async def logs(self, worker_id: str, *, tail: int, follow: bool) -> AsyncIterator[bytes]:
+    def logs(self, worker_id: str, *, tail: int, follow: bool) -> AsyncIterator[bytes]:
         """The last ``tail`` lines of a worker's log, then what is added to it while ``follow``, until it is closed.
 
         Raises:
             NotFound: no worker of that name was ever started here.
         """
-        follower = Follower(self._log(worker_id))
-        first = await asyncio.to_thread(follower.tail, tail)
-        if first is None:
-            raise NotFound(f"Worker {worker_id} has no log.")
-        yield first
-        while follow:
-            more = await asyncio.to_thread(follower.more)
-            if more:
-                yield more
-            else:
-                await asyncio.sleep(FOLLOW_SECONDS)
-
-    def _log(self, worker_id: str) -> WorkerLog:
-        return WorkerLog(self._logs_dir / f"{worker_id}.log")
-
-    def _environ(self, launch: Launch, gpus: Sequence[int]) -> dict[str, str]:
-        """The server's variables but for those that are its own affair; a worker without a GPU sees none."""
-        inherited = {name: value for name, value in os.environ.items() if name not in _OF_THE_SERVER}
-        devices = ",".join(self._gpus[number] for number in gpus)
-        return {**inherited, **launch.env, "CUDA_VISIBLE_DEVICES": devices}
-
-    def _spawn(self, worker_id: str, argv: Sequence[str], environ: dict[str, str]) -> tuple[int, float]:
-        log = self._log(worker_id).open_for_start(worker_id)
-        try:
-            child = subprocess.Popen(
-                argv,
-                env=environ,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        finally:
-            os.close(log)
-        # We wait for it ourselves; left to Popen, its end would be looked for whenever the object dies.
-        child.returncode = 0
-        return child.pid, processes.creation_time(child.pid)
-
-    async def _gone(self, process: EngineProcess, seconds: float) -> bool:
-        # Looked for again and again, since the end of a process that is not our child is no event.
-        for _ in range(math.ceil(seconds / WAIT_SECONDS)):
-            if not self._running(process):
-                return True
-            await asyncio.sleep(WAIT_SECONDS)
-        return not self._running(process)
-
-    def _running(self, process: EngineProcess) -> bool:
-        if process.pid not in self._children:
-            return processes.runs(process.pid, process.started)
-        try:
-            pid, status = os.waitpid(process.pid, os.WNOHANG)
-        except ChildProcessError:
-            pid, status = process.pid, None  # someone else has waited for it: how it ended is not known
-        if not pid:
-            return True
-        worker_id = self._children.pop(process.pid)
-        code = None if status is None else os.waitstatus_to_exitcode(status)
-        self._ended[worker_id] = _Ended(process.pid, code)
-        return False
-
-    def _signal(self, process: EngineProcess, number: signal.Signals) -> None:
-        if not processes.is_other(process.pid, process.started):
-            with suppress(ProcessLookupError, PermissionError):  # macOS: EPERM for a group of zombies
-                os.killpg(process.pid, number)
-
-
-def _kill_spawned(spawned: asyncio.Future[tuple[int, float]]) -> None:
-    if not spawned.cancelled() and spawned.exception() is None:
-        pid, _ = spawned.result()
-        os.killpg(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+        return self._processes.logs(worker_id, tail=tail, follow=follow)

@@ -88,6 +88,7 @@ def _private(model: str, given: dict[str, Any]) -> dict[str, Any]:
     """The settings that are not the user's: for this one client, and nothing beside the OpenAI API."""
     return {
         "model.path": model,
+        "hostnames": [given["host"]],
         "port": given["port"],
         "api_keys": [given["token"]],
         "cors_origins": "",

@@ -37,6 +37,11 @@ class Ledger:
         self._taken[worker_id] = (devices, wanted)
         return devices
 
+    def hold(self, worker_id: str, devices: tuple[int, ...], wanted: float) -> None:
+        """Enter what a running worker has, as it was given by an earlier server."""
+        if devices:
+            self._taken[worker_id] = (devices, wanted)
+
     def drop(self, worker_id: str) -> None:
         """The worker's GPUs are free again."""
         self._taken.pop(worker_id, None)
