@@ -1,7 +1,7 @@
 """A server: puts the parts together, runs until it is told to stop, and takes them apart in order.
 
-``Ground`` is what differs with where it runs. On one machine (this module's ``main``) the supervisor starts it and holds
-the listening socket (``BYZERLLM_LISTEN_FD``), so that it outlives a crash; ``ray_server.py`` is the other.
+``Ground`` is what differs with where it runs. On one machine (this module's ``main``) the supervisor starts it and has
+the listening socket (``BYZERLLM_LISTEN_FD``), which so outlives a crash; ``ray_server.py`` is the other.
 """
 
 from __future__ import annotations
