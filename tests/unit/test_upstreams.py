@@ -113,9 +113,9 @@ def test_a_format_without_a_task_has_no_head_for_it(monkeypatch: pytest.MonkeyPa
 
 def test_an_engines_request() -> None:
     process = EngineProcess(worker_id="m.1.0", pid=1, started=0, host="127.0.0.1", port=4000, token="t0", log="")
-    found = engine_upstream(process, "m", Timeouts(first_byte=1), Task.CHAT)
+    found = engine_upstream(process, "m", Timeouts(first_byte=1), (Task.CHAT, Task.COMPLETION, Task.RESPONSES))
     assert head(found)[:2] == ["POST /v1/chat/completions HTTP/1.1", "Host: 127.0.0.1:4000"]
     assert "Authorization: Bearer t0" in head(found)
     assert set(found.tasks) == {Task.CHAT, Task.COMPLETION, Task.RESPONSES}
-    assert set(engine_upstream(process, "m", Timeouts(), Task.EMBEDDING).tasks) == {Task.EMBEDDING}
+    assert set(engine_upstream(process, "m", Timeouts(), (Task.EMBEDDING,)).tasks) == {Task.EMBEDDING}
     assert (found.model, found.max_retries, found.timeouts) == ("m", 3, Timeouts(first_byte=1))

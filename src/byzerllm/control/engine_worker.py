@@ -15,7 +15,6 @@ from byzerllm.relay.target import parse_target, request_head
 from byzerllm.routing.worker import Upstream, Worker
 from byzerllm.runtime.base import EngineProcess, Exit, Need, Runtime
 from byzerllm.spec import Timeouts
-from byzerllm.wire.base import Task
 from byzerllm.wire.openai import parse_error
 
 _READY_FIRST, _READY_LONGEST = 0.02, 0.5  # seconds between two tries of the readiness request
@@ -58,7 +57,7 @@ class EngineWorker:
 
     def upstream(self) -> Upstream:
         assert self.process is not None
-        return engine_upstream(self.process, self.plan.model, self.plan.timeouts, Task(self.plan.options.task))
+        return engine_upstream(self.process, self.plan.model, self.plan.timeouts, self.plan.options.tasks)
 
 
 async def launch(worker: EngineWorker, runtime: Runtime, need: Need) -> Launch:

@@ -24,7 +24,6 @@ from byzerllm.routing.instance import Instance
 from byzerllm.routing.worker import Worker
 from byzerllm.runtime.base import EngineProcess, Need, Runtime
 from byzerllm.spec import DeploymentSpec
-from byzerllm.wire.base import Task
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +63,7 @@ class PrivateDeployment:
         self._notify: Notify = lambda message: None
         self.instance = Instance(
             spec.name,
-            Task.EMBEDDING if self._plan.options.task == "embedding" else Task.CHAT,
+            self._plan.options.task,
             load_balance=spec.load_balance,
             max_queue=spec.max_queue,
             queue_timeout=spec.queue_timeout,

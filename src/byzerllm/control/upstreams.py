@@ -22,12 +22,6 @@ from byzerllm.wire.base import FrameTranslator, Task, Wire
 
 _VERSION = re.compile(r"/v\d[^/]*(/|$)")
 _JSON = b"Content-Type: application/json\r\n"
-ENGINE_TASKS = {
-    Task.CHAT: frozenset((Task.CHAT, Task.COMPLETION, Task.RESPONSES)),
-    Task.EMBEDDING: frozenset((Task.EMBEDDING,)),
-}
-
-
 def saas_upstreams(options: SaasOptions, base_url: str) -> list[Upstream]:
     """The vendor's endpoint with each of the instance's keys.
 
@@ -99,7 +93,7 @@ def models_requests(options: SaasOptions, base_url: str) -> tuple[Target, list[t
     ]
 
 
-def engine_upstream(process: EngineProcess, model: str, timeouts: Timeouts, task: Task) -> PassThrough:
+def engine_upstream(process: EngineProcess, model: str, timeouts: Timeouts, tasks: Collection[Task]) -> PassThrough:
     """The private endpoint of an engine process. The retries bridge the moment until a dead process is noticed."""
     spoken = WIRES["openai"]
     target, path = parse_target(process.base_url + "/v1")
@@ -110,7 +104,7 @@ def engine_upstream(process: EngineProcess, model: str, timeouts: Timeouts, task
         model=model,
         timeouts=timeouts,
         max_retries=3,
-        heads=_heads(spoken, end, ENGINE_TASKS[task]),
+        heads=_heads(spoken, end, tasks),
     )
 
 

@@ -6,12 +6,14 @@ OpenAI HTTP API on the private address it is given and accepts only the private 
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from byzerllm.wire.base import Task
 
+if TYPE_CHECKING:
     from byzerllm.spec import DeploymentSpec
 
 
@@ -19,14 +21,35 @@ if TYPE_CHECKING:
 class EngineOptions:
     """An engine's parameters, checked and typed: what ``Engine.parse`` makes and ``Engine.command`` takes.
 
-    ``slots`` is how many requests one worker answers at a time; ``task`` is what it answers: ``chat`` (chat and text
-    completions) or ``embedding``. ``values`` are the engine's own options by its own names.
+    ``slots`` is how many requests one worker answers at a time; ``tasks`` is what it answers, the main one first.
+    ``values`` are the engine's own options by its own names. ``warnings`` are told to whoever deploys. ``python`` is the
+    interpreter of the environment that the engine is installed in.
     """
 
     model_path: str
     slots: int
-    task: str
+    tasks: tuple[Task, ...]
     values: Mapping[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    python: str = sys.executable
+
+    @property
+    def task(self) -> Task:
+        """The main one."""
+        return self.tasks[0]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What one worker needs to load and serve, in bytes; 0 where it cannot be known beforehand.
+
+    ``on_gpu`` says which memory is meant; ``shares`` is the number of devices that it is divided among.
+    """
+
+    weights: int
+    cache: int
+    on_gpu: bool
+    shares: int = 1
 
 
 @dataclass(frozen=True)
@@ -58,17 +81,27 @@ class Engine(Protocol):
         """
         ...
 
-    def check(self, options: EngineOptions) -> None:
-        """Look at what can be seen without starting: is the engine installed, is the model there and whole?
+    def check(self, options: EngineOptions) -> Memory | None:
+        """Look at what can be seen without starting: is the engine installed, is the model there and whole? Returns what
+        a worker needs, None where that cannot be told.
 
-        Reads the disk and may block for some milliseconds; callers in an event loop use a thread.
+        Reads the disk and may block for some tenths of a second; callers in an event loop use a thread.
 
         Raises:
-            EngineMissing: names the extra to install.
+            EngineMissing: names the command that installs it.
             InvalidInput: the model path does not exist, or is not what the engine reads.
         """
         ...
 
     def command(self, options: EngineOptions, host: str, port: int, token: str) -> Launch:
         """The process of one worker that listens on ``host``:``port`` and requires ``token``."""
+        ...
+
+    def phase(self, line: str) -> str | None:
+        """What a line of its log says that it is doing now (``loading weights 3/8 shards``); None for most lines."""
+        ...
+
+    def cause(self, tail: str) -> str | None:
+        """Why it ended, in a sentence or two with the numbers (out of memory, unsupported architecture, missing file,
+        wrong CUDA), from the last lines of its log; None where these speak for themselves."""
         ...

@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from byzerllm.engines import gguf
-from byzerllm.engines.base import EngineOptions, Launch
+from byzerllm.engines.base import EngineOptions, Launch, Memory
 from byzerllm.errors import EngineMissing, InvalidInput
 from byzerllm.spec import parse_bool, parse_float, parse_int, unknown
+from byzerllm.wire.base import Task
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -207,7 +208,7 @@ class LlamaCpp:
                 param="worker_concurrency",
             )
         values = _read_all(spec.infer_params)
-        task = "embedding" if values.get("embedding") else "chat"
+        tasks = (Task.EMBEDDING,) if values.get("embedding") else (Task.CHAT, Task.COMPLETION, Task.RESPONSES)
         _combine(values)
         _add_defaults(values, spec)
         if values.get("n_ctx", 0) * slots > _INT32:
@@ -215,9 +216,9 @@ class LlamaCpp:
                 f"n_ctx={values['n_ctx']} for each of {slots} slots is more than llama.cpp can have.",
                 param="n_ctx",
             )
-        return EngineOptions(model_path=spec.model_path, slots=slots, task=task, values=values)
+        return EngineOptions(model_path=spec.model_path, slots=slots, tasks=tasks, values=values)
 
-    def check(self, options: EngineOptions) -> None:
+    def check(self, options: EngineOptions) -> Memory | None:
         """Look for the engine, and read the heads of the model's files. Blocks for some tenths of a second.
 
         Raises:
@@ -235,6 +236,13 @@ class LlamaCpp:
                     param="lora_path",
                 )
             gguf.check_model(path)
+        return None
+
+    def phase(self, line: str) -> str | None:
+        return None
+
+    def cause(self, tail: str) -> str | None:
+        return None
 
     def command(self, options: EngineOptions, host: str, port: int, token: str) -> Launch:
         """The process of one worker. Options and token travel in one variable that it removes at once."""
@@ -246,7 +254,7 @@ class LlamaCpp:
             "port": port,
             "token": token,
         }
-        embedding = options.task == "embedding"
+        embedding = options.task is Task.EMBEDDING
         body = {"input": "a"} if embedding else {"prompt": "a", "max_tokens": 1}
         return Launch(
             argv=(sys.executable, "-m", HOST),
