@@ -193,7 +193,7 @@ def deploy(home: Path, model: str, upstream: int, workers: int, *flags: str) -> 
     run_byzerllm(home, *arguments, "--no_verify", *flags, "--infer_params", *params)
 
 
-def run_byzerllm(home: Path, *arguments: str) -> float:
+def run_byzerllm(home: Path, *arguments: str, seconds: float = 120) -> float:
     """Run the command with its own home; the seconds it took.
 
     Raises:
@@ -202,7 +202,7 @@ def run_byzerllm(home: Path, *arguments: str) -> float:
     environ = {**os.environ, "BYZERLLM_HOME": str(home), "BYZERLLM_API_KEY": KEY}
     began = time.perf_counter()
     done = subprocess.run(
-        [byzerllm_command(), *arguments], env=environ, capture_output=True, text=True, timeout=120, check=False
+        [byzerllm_command(), *arguments], env=environ, capture_output=True, text=True, timeout=seconds, check=False
     )
     took = time.perf_counter() - began
     if done.returncode:

@@ -23,20 +23,42 @@ def environment(name: str, requirement: str) -> Path:
     Raises:
         RuntimeError: it could not be installed within the time.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    root = cache / "byzerllm-benchmarks" / name
+    root = _cache(name)
     done = root / "installed"
     if not done.exists():
         venv.create(root, with_pip=True, clear=True)
-        command = [str(root / "bin" / "pip"), "install", "--quiet", requirement]
-        try:
-            subprocess.run(command, check=True, timeout=INSTALL_SECONDS, capture_output=True, text=True)
-        except subprocess.TimeoutExpired:
-            raise RuntimeError(f"pip install {requirement} took more than {INSTALL_SECONDS} s") from None
-        except subprocess.CalledProcessError as error:
-            raise RuntimeError(f"pip install {requirement}: {error.stderr[-500:]}") from None
+        _install(root / "bin" / "python", requirement)
         done.touch()
     return root / "bin"
+
+
+def extension(name: str, python: Path, *requirements: str) -> Path:
+    """A folder with ``requirements`` for the environment of ``python``, which is left as it is.
+
+    Raises:
+        RuntimeError: they could not be installed within the time.
+    """
+    root = _cache(name)
+    done = root / "installed"
+    if not done.exists():
+        _install(python, "--upgrade", "--target", str(root), *requirements)
+        done.touch()
+    return root
+
+
+def _cache(name: str) -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "byzerllm-benchmarks" / name
+
+
+def _install(python: Path, *arguments: str) -> None:
+    command = [str(python), "-m", "pip", "install", "--quiet", *arguments]
+    try:
+        subprocess.run(command, check=True, timeout=INSTALL_SECONDS, capture_output=True, text=True)
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"pip install {arguments[-1]} took more than {INSTALL_SECONDS} s") from None
+    except subprocess.CalledProcessError as error:
+        raise RuntimeError(f"pip install {arguments[-1]}: {error.stderr[-500:]}") from None
 
 
 @contextlib.contextmanager

@@ -18,12 +18,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import gguf
 import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import gguf
     from numpy.typing import NDArray
 
     Weights = dict[str, NDArray[np.float32]]
@@ -169,7 +169,24 @@ def pieces_of(text: str) -> list[str]:
     return pieces
 
 
+def model(shape: Shape, *, say: str, loop: bool, seed: int) -> tuple[list[str], list[str], Weights]:
+    """The vocabulary, its merges and the weights by llama.cpp's names.
+
+    Raises:
+        ValueError: ``say`` has a word twice.
+    """
+    pieces = pieces_of(say)
+    tokens, merges = train_bpe(shape.vocab, pieces)
+    weights = random_weights(shape, len(tokens), seed)
+    if pieces:
+        chain = [tokens.index(spelled(piece)) for piece in ("\n", *pieces)]
+        script(weights, chain if loop else [*chain, tokens.index(END)], loop=loop, seed=seed)
+    return tokens, merges, weights
+
+
 def put_facts(writer: gguf.GGUFWriter, shape: Shape, tokens: list[str], merges: list[str], kind: str) -> None:
+    import gguf  # only here and below: the rest serves tiny_hf.py too, where there is none
+
     writer.add_name("tiny")
     writer.add_context_length(shape.ctx)
     writer.add_embedding_length(shape.hidden)
@@ -195,6 +212,8 @@ def put_facts(writer: gguf.GGUFWriter, shape: Shape, tokens: list[str], merges: 
 
 
 def put_tensor(writer: gguf.GGUFWriter, name: str, value: NDArray[np.float32], kind: str) -> None:
+    import gguf
+
     if value.ndim == 1 or kind == "F32":
         writer.add_tensor(name, value)
     elif kind == "F16":
@@ -212,13 +231,10 @@ def write(
     Raises:
         ValueError: ``say`` has a word twice.
     """
+    import gguf
+
     shape = shape or Shape()
-    pieces = pieces_of(say)
-    tokens, merges = train_bpe(shape.vocab, pieces)
-    weights = random_weights(shape, len(tokens), seed)
-    if pieces:
-        chain = [tokens.index(spelled(piece)) for piece in ("\n", *pieces)]
-        script(weights, chain if loop else [*chain, tokens.index(END)], loop=loop, seed=seed)
+    tokens, merges, weights = model(shape, say=say, loop=loop, seed=seed)
     writer = gguf.GGUFWriter(str(path), "llama")
     put_facts(writer, shape, tokens, merges, kind)
     for name, value in weights.items():

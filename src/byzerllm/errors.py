@@ -2,7 +2,8 @@
 
     ByzerError
     ├── InvalidInput            400  exit 2   what was typed or sent is wrong
-    │   └── TooLarge            413  exit 2
+    │   ├── TooLarge            413  exit 2
+    │   └── ContextExceeded     400  exit 2   the prompt, or it and its answer, is longer than the model can read
     ├── AuthenticationFailed    401
     ├── Forbidden               403
     ├── NotFound                404
@@ -86,6 +87,12 @@ class TooLarge(InvalidInput):
 
     code = "request_too_large"
     default_status = 413
+
+
+class ContextExceeded(InvalidInput):
+    """The prompt, or it and the answer that was asked for, is longer than the model's context."""
+
+    code = "context_length_exceeded"
 
 
 class AuthenticationFailed(ByzerError):

@@ -41,6 +41,11 @@ class Settings:
     def logs(self) -> Path:
         return self.home / "logs"
 
+    @property
+    def engines(self) -> Path:
+        """The environments of the engines, a folder each."""
+        return self.home / "engines"
+
     @classmethod
     def read(cls, environ: Mapping[str, str] | None = None) -> Settings:
         """Read the environment.

@@ -22,6 +22,7 @@ from byzerllm.errors import DeploymentFailed, NotFound
 from byzerllm.runtime.base import EngineProcess, Exit, Need
 from byzerllm.runtime.embedded import EmbeddedRuntime
 from byzerllm.runtime.local import LocalProcesses
+from byzerllm.spec import DeploymentSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
@@ -114,6 +115,13 @@ def story(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Story]:
     yield story
     for process in story.started:
         wait(story.runtime.stop(process, grace=0))
+
+
+@pytest.mark.parametrize("gpus", [0.0, 1.0])
+def test_it_says_what_memory_is_free_or_that_it_cannot_be_told(story: Story, gpus: float) -> None:
+    spec = DeploymentSpec(name="m", gpus_per_worker=gpus)
+    room = wait(story.runtime.memory(spec, 2, on_gpu=gpus > 0))
+    assert room is None or 0 <= room.free <= room.total
 
 
 def test_a_process_is_started_watched_taken_back_and_stopped(story: Story) -> None:

@@ -167,7 +167,7 @@ def test_a_stream_that_is_no_text_is_an_error_and_no_crash(byzer: Byzer) -> None
         ("--pretrained_model_type saas/mock --infer_params saas.demand_key=a saas.api_key=b", 1, "refused"),
         ("--pretrained_model_type saas/mock --infer_params saas.models=a saas.model=b", 1, "does not list the model"),
         ("--pretrained_model_type openai", 2, "Did you mean saas/openai?"),
-        ("--pretrained_model_type custom/auto", 2, "--infer_backend"),
+        ("--pretrained_model_type custom/auto", 2, "--model_path"),
         ("--pretrained_model_type custom/auto --infer_backend llama_cp --model_path x", 2, "llama_cpp"),
         (
             "--pretrained_model_type custom/auto --infer_backend llama_cpp --model_path /no/such.gguf",

@@ -50,7 +50,8 @@ def test_a_commands_help_names_its_flags_and_loads_nothing_slow(command: str) ->
     result = run(command, "--help")
     assert result.returncode == 0
     for flag in importlib.import_module(f"byzerllm.cli.{command}").FLAGS:
-        assert ("|".join(flag.choices) or f"--{flag.name}") in result.stdout
+        name = flag.kind.options["metavar"] if flag.positional else f"--{flag.name}"
+        assert ("|".join(flag.choices) or name) in result.stdout
     assert "--file" in result.stdout
     assert "--ray_address" in result.stdout
     assert not imported(result) & SLOW

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from byzerllm.engines import engine, names
-from byzerllm.engines.llama_cpp import ELSEWHERE, OPTIONS_VARIABLE, PARAMETERS
+from byzerllm.engines.llama_cpp import OPTIONS_VARIABLE
+from byzerllm.engines.llama_cpp_parameters import ELSEWHERE, PARAMETERS
 from byzerllm.errors import InvalidInput
 from byzerllm.spec import DeploymentSpec
 
@@ -28,14 +31,8 @@ def refusal(**params: str) -> InvalidInput:
 
 
 def test_registry_names_the_engines_and_makes_them() -> None:
-    assert names() == ("llama_cpp",)
+    assert names() == ("deepspeed", "llama_cpp", "transformers", "vllm")
     assert [engine(name).name for name in names()] == list(names())
-
-
-@pytest.mark.parametrize("name", ["vllm", "transformers", "deepspeed"])
-def test_an_engine_of_another_version_is_refused_with_what_there_is(name: str) -> None:
-    with pytest.raises(InvalidInput, match=rf"{name} is not part of this version.*llama_cpp"):
-        engine(name)
 
 
 def test_an_unknown_engine_is_refused_with_the_nearest_name() -> None:
@@ -73,6 +70,7 @@ def test_defaults() -> None:
         "cache_ram_mib": 1024,
         "verbosity": 3,
         "sharers": 1,
+        "gpus": 0,
     }
 
 
@@ -111,6 +109,12 @@ def test_whole_cpus_are_the_threads_unless_threads_are_given() -> None:
         ("use_mmap", "false", "load_mode", 0),
         ("use_mlock", "true", "load_mode", 3),
         ("lora_path", "/a.gguf", "lora_adapters", [("/a.gguf", 1.0)]),
+        ("chat_template", "/a.jinja", "chat_template", "/a.jinja"),
+        ("mmproj", "/p.gguf", "mmproj.path", "/p.gguf"),
+        ("mmproj_offload", "false", "mmproj_use_gpu", False),
+        ("model_draft", "/d.gguf", "speculative.draft.mparams.path", "/d.gguf"),
+        ("reranking", "true", "pooling_type", 4),
+        ("pooling_type", "rank", "embedding", True),
     ],
 )
 def test_a_parameter_becomes_llama_cpps_own(name: str, text: str, attribute: str, value: object) -> None:
@@ -120,11 +124,41 @@ def test_a_parameter_becomes_llama_cpps_own(name: str, text: str, attribute: str
 def test_parameters_that_belong_together() -> None:
     assert values(use_mmap="false", use_mlock="true")["load_mode"] == 2
     assert values(lora_path="/a.gguf", lora_scale="0.5")["lora_adapters"] == [("/a.gguf", 0.5)]
+    two = "/a.gguf, /b.gguf"
+    assert values(lora_path=two, lora_scale="0.5,-1")["lora_adapters"] == [("/a.gguf", 0.5), ("/b.gguf", -1.0)]
+    assert values(lora_path=two, lora_scale="2")["lora_adapters"] == [("/a.gguf", 2.0), ("/b.gguf", 2.0)]
+    draft = values(model_draft="/d.gguf", draft_max="8", n_gpu_layers="3")
+    assert draft["speculative.types"] == [1]
+    assert (draft["speculative.draft.n_max"], draft["speculative.draft.n_gpu_layers"]) == (8, 3)
+    assert (
+        values(model_draft="/d.gguf", n_gpu_layers_draft="0", n_gpu_layers="3")["speculative.draft.n_gpu_layers"] == 0
+    )
 
 
-def test_embedding_makes_an_embedding_instance() -> None:
-    assert LLAMA.parse(spec(infer_params={"embedding": "true"})).task == "embedding"
-    assert LLAMA.parse(spec(infer_params={"embedding": "false"})).task == "chat"
+@pytest.mark.parametrize(
+    ("params", "tasks"),
+    [
+        ({}, ["chat", "completion", "responses"]),
+        ({"embedding": "false"}, ["chat", "completion", "responses"]),
+        ({"chat_template": "none"}, ["completion"]),
+        ({"embedding": "true"}, ["embedding"]),
+        ({"reranking": "true"}, ["rerank", "score"]),
+        ({"embedding": "true", "pooling_type": "rank"}, ["rerank", "score"]),
+    ],
+)
+def test_what_an_instance_answers(params: dict[str, str], tasks: list[str]) -> None:
+    options = LLAMA.parse(spec(infer_params=params))
+    assert [task.value for task in options.tasks] == [*tasks, "tokenize", "detokenize"]
+    assert options.values.get("chat_template") is None
+    assert options.wire == "llama_cpp"
+
+
+def test_layers_for_a_gpu_that_the_instance_has_not_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.platform", "linux")
+    params = {"n_gpu_layers": "-1"}
+    assert "--gpus_per_worker" in LLAMA.parse(spec(infer_params=params)).warnings[0]
+    assert LLAMA.parse(spec(infer_params=params, gpus_per_worker=1)).warnings == ()
+    assert LLAMA.parse(spec()).warnings == ()
 
 
 @pytest.mark.parametrize(
@@ -143,6 +177,10 @@ def test_embedding_makes_an_embedding_instance() -> None:
         ("pooling_type", "none", "mean"),
         ("chat_template", "llama-2", "Jinja"),
         ("lora_path", "", "empty"),
+        ("mmproj", "", "empty"),
+        ("lora_scale", "1,x", "must be a number"),
+        ("draft_max", "8", "needs model_draft"),
+        ("draft_p_min", "-1", "at least 0"),
     ],
 )
 def test_a_bad_value_is_refused_by_name(name: str, text: str, said: str) -> None:
@@ -166,6 +204,8 @@ def test_a_context_that_overflows_with_all_slots_is_refused() -> None:
         ("backend.n_ctx", "Did you mean n_ctx?"),
         ("chat_format", "Use chat_template; without it the template in the model's own file is used."),
         ("n_parallel", "Use --worker_concurrency."),
+        ("draft_model", "Use model_draft."),
+        ("rerank", "Use reranking."),
     ],
 )
 def test_an_unknown_or_bygone_parameter_is_refused_with_what_to_use(name: str, hint: str | None) -> None:
@@ -189,6 +229,22 @@ def test_command_keeps_the_token_out_of_the_arguments() -> None:
     assert (launch.ready_path, json.loads(launch.ready_body)["max_tokens"]) == ("/v1/completions", 1)
 
 
-def test_an_embedding_instance_is_ready_when_it_embeds() -> None:
-    launch = LLAMA.command(LLAMA.parse(spec(infer_params={"embedding": "true"})), "127.0.0.1", 1, "t")
-    assert (launch.ready_path, json.loads(launch.ready_body)) == ("/v1/embeddings", {"input": "a"})
+@pytest.mark.parametrize(
+    ("param", "path", "body"),
+    [
+        ("embedding", "/v1/embeddings", {"input": "a"}),
+        ("reranking", "/v1/rerank", {"query": "a", "documents": ["a"]}),
+    ],
+)
+def test_an_instance_is_ready_when_it_does_what_it_is_for(param: str, path: str, body: dict[str, Any]) -> None:
+    launch = LLAMA.command(LLAMA.parse(spec(infer_params={param: "true"})), "127.0.0.1", 1, "t")
+    assert (launch.ready_path, json.loads(launch.ready_body)) == (path, body)
+
+
+def test_another_environments_python_runs_the_host_with_our_folder_behind_its_own_packages() -> None:
+    options = replace(LLAMA.parse(spec()), python="/engines/llama_cpp/bin/python")
+    argv = LLAMA.command(options, "127.0.0.1", 1, "t").argv
+    assert argv[0] == "/engines/llama_cpp/bin/python"
+    assert argv[-1] == "byzerllm.engines.host.llama_cpp"
+    assert (Path(argv[-2]) / "byzerllm").is_dir()
+    assert "sys.path.append" in argv[2]

@@ -144,7 +144,8 @@ def test_a_folder_without_a_model_and_a_missing_path_are_told_apart(tmp_path: Pa
 def test_a_model_in_parts_is_its_first_part_and_all_are_checked(tmp_path: Path) -> None:
     first, second = (written(tmp_path, whole(ARCHITECTURE, CONTEXT), f"m-0000{n}-of-00002.gguf") for n in (1, 2))
     assert gguf.model_file(str(tmp_path)) == first
-    assert gguf.check_model(str(tmp_path)).context_length == 8192
+    both = gguf.check_model(str(tmp_path))
+    assert (both.context_length, both.size) == (8192, first.stat().st_size + second.stat().st_size)
     with pytest.raises(InvalidInput, match="part 2 of a model in 2 parts"):
         gguf.check_model(str(second))
     second.write_bytes(second.read_bytes()[:-1])
@@ -153,6 +154,83 @@ def test_a_model_in_parts_is_its_first_part_and_all_are_checked(tmp_path: Path) 
     second.unlink()
     with pytest.raises(InvalidInput, match=r"m-00002-of-00002\.gguf is missing"):
         gguf.check_model(str(first))
+
+
+def number(name: str, value: int) -> Fact:
+    return f"llama.{name}", U32, struct.pack("<I", value)
+
+
+ATTENTION = (
+    number("block_count", 8),
+    number("embedding_length", 256),
+    number("attention.head_count", 4),
+)
+
+
+@pytest.mark.parametrize(
+    ("facts", "cache"),
+    [
+        ((), gguf.Cache(8 * 4 * 64, 8 * 4 * 64, None)),
+        ((number("attention.head_count_kv", 2),), gguf.Cache(8 * 2 * 64, 8 * 2 * 64, None)),
+        (
+            (number("attention.key_length", 32), number("attention.value_length", 16)),
+            gguf.Cache(8 * 4 * 32, 8 * 4 * 16, None),
+        ),
+        (
+            (("llama.attention.head_count_kv", ARRAY, struct.pack("<IQ8I", U32, 8, 2, 0, 0, 0, 2, 0, 0, 0)),),
+            gguf.Cache(4 * 64, 4 * 64, None),
+        ),
+        ((number("full_attention_interval", 4),), gguf.Cache(2 * 4 * 64, 2 * 4 * 64, None)),
+        ((number("attention.sliding_window", 512),), gguf.Cache(8 * 4 * 64, 8 * 4 * 64, 512)),
+        (
+            (
+                number("attention.head_count_kv", 1),
+                number("attention.kv_lora_rank", 512),
+                number("attention.key_length", 576),
+                number("attention.value_length", 512),
+            ),
+            gguf.Cache(8 * 576, 0, None),
+        ),
+        ((("llama.attention.causal", BOOL, b"\0"),), None),
+        ((number("block_count", 2**31),), None),
+    ],
+)
+def test_what_is_kept_of_a_token(tmp_path: Path, facts: tuple[Fact, ...], cache: gguf.Cache | None) -> None:
+    header = gguf.check_model(str(written(tmp_path, whole(ARCHITECTURE, *ATTENTION, *facts))))
+    assert header.cache == cache
+
+
+def test_without_the_sizes_of_the_attention_nobody_knows(tmp_path: Path) -> None:
+    assert gguf.check_model(str(written(tmp_path, whole(ARCHITECTURE, *ATTENTION[:2])))).cache is None
+
+
+@pytest.mark.parametrize(
+    ("facts", "kind"),
+    [
+        ((ARCHITECTURE,), "model"),
+        ((ARCHITECTURE, ("general.type", STRING, text("adapter"))), "adapter"),
+        ((("general.architecture", STRING, text("clip")),), "mmproj"),
+    ],
+)
+def test_what_the_file_is(tmp_path: Path, facts: tuple[Fact, ...], kind: str) -> None:
+    assert gguf.check_model(str(written(tmp_path, whole(*facts)))).kind == kind
+
+
+def test_the_words_of_a_model(tmp_path: Path) -> None:
+    listed = ("tokenizer.ggml.tokens", ARRAY, words("a", "你好"))
+    other = ("tokenizer.ggml.merges", ARRAY, words("x y"))
+    assert gguf.vocabulary(str(written(tmp_path, whole(ARCHITECTURE, other, listed)))) == [b"a", "你好".encode()]
+    assert gguf.vocabulary(str(written(tmp_path, whole(ARCHITECTURE, other)))) == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "trained", "tokens"),
+    [(None, 8192, 4096), (None, 512, 512), (0, 8192, 8192), (9000, 8192, 8192), (64, 8192, 64)],
+)
+def test_the_context_of_a_slot(tmp_path: Path, asked: int | None, trained: int, tokens: int) -> None:
+    header = gguf.check_model(str(written(tmp_path, whole(ARCHITECTURE, number("context_length", trained)))))
+    assert gguf.slot_context(header, asked) == tokens
+    assert gguf.slot_context(gguf.check_model(str(written(tmp_path, whole(ARCHITECTURE)))), None) == 4096
 
 
 def test_the_table_of_types_agrees_with_ggml() -> None:

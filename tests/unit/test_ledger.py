@@ -117,3 +117,14 @@ def test_a_deployment_that_does_not_fit_is_refused_with_the_numbers(
 
 def test_a_saas_instance_only_has_to_fit_alone() -> None:
     ledger().admit(spec(kind="saas/openai", workers=100_000, cpus=8), [spec("a", cpus=8, gpus=2)])
+
+
+def test_places_are_the_gpus_that_others_leave() -> None:
+    book = ledger(gpus=3)
+    book.take("mine.1.0", 1)
+    book.take("other.1.0", 1)
+    assert book.places(spec("mine", gpus=1)) == {0: True, 2: False}
+    assert book.places(spec("mine", gpus=0)) == {}
+    book.take("shared.1.0", 0.5)
+    assert book.places(spec("new", gpus=0.5)) == {2: False}
+    assert book.places(spec("new", gpus=0.75)) == {}

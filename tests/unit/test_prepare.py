@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
+import msgspec
 import pytest
 
-from byzerllm.control.prepare import check, check_outside, engine_plan, masked_params
-from byzerllm.errors import InvalidInput
+from byzerllm.control.memory import MemoryCheck
+from byzerllm.control.prepare import Outside, check, check_outside, engine_plan, masked_params, with_backend
+from byzerllm.engines.environments import Environments
+from byzerllm.errors import CapacityExceeded, EngineMissing, InvalidInput
 from byzerllm.relay.pool import Pool
+from byzerllm.runtime.base import Room, Runtime
 from byzerllm.spec import DeploymentSpec, Timeouts
 
 
@@ -24,15 +31,40 @@ def private(backend: str = "llama_cpp", path: str = "/models/a.gguf", **params: 
     )
 
 
-def outside(spec: DeploymentSpec, environ: dict[str, str] | None = None) -> list[str]:
+@dataclass
+class Machine:
+    """Of a runtime, the memory that it says is free."""
+
+    free: int
+    asked: int = 0
+
+    async def memory(self, spec: DeploymentSpec, workers: int, *, on_gpu: bool) -> Room:
+        self.asked = workers
+        return Room(self.free, 1 << 40)
+
+
+def outside(
+    spec: DeploymentSpec,
+    environ: dict[str, str] | None = None,
+    *,
+    before: DeploymentSpec | None = None,
+    machine: Machine | None = None,
+    verify: bool = False,
+) -> list[str]:
     async def main() -> list[str]:
         pool = Pool()
+        runtime = cast(Runtime, machine or Machine(1 << 40))
+        around = Outside(pool, Environments(Path("/nowhere")), MemoryCheck(runtime, lambda name: False))
         try:
-            return await check_outside(spec, pool, "https://h/v1", environ or {}, verify=False)
+            return await check_outside(spec, before, around, "https://h/v1", environ or {}, verify=verify)
         finally:
             pool.close()
 
     return asyncio.run(main())
+
+
+def chosen(spec: DeploymentSpec, current: DeploymentSpec | None = None) -> tuple[DeploymentSpec, str]:
+    return asyncio.run(with_backend(spec, current))
 
 
 def test_good_specs_pass() -> None:
@@ -45,7 +77,6 @@ def test_good_specs_pass() -> None:
     [
         (DeploymentSpec(name="a b"), "model", "is no plain name"),
         (saas(organisation="o"), "saas.organisation", "Unknown parameter"),
-        (private(backend=""), "infer_backend", "custom/auto needs an engine"),
         (private(backend="lama_cpp"), "infer_backend", "lama_cpp"),
         (private(n_ctxx="1"), "n_ctxx", "Unknown llama_cpp parameter"),
         (private(idle_timeout="0"), "idle_timeout", "idle_timeout=0 must be at least 0.001"),
@@ -66,8 +97,50 @@ def test_the_plan_of_a_private_instance() -> None:
     assert engine_plan(private(), {}).timeouts == Timeouts()
 
 
+def test_an_engine_runs_where_it_is_installed() -> None:
+    assert engine_plan(private(), {}).options.python == sys.executable
+    assert (
+        engine_plan(private(), {}, lambda engine: f"/e/{engine}/bin/python").options.python == "/e/llama_cpp/bin/python"
+    )
+    with pytest.raises(EngineMissing, match="byzerllm engine install vllm"):
+        outside(private(backend="vllm"))
+
+
+def test_an_engine_that_was_left_out_is_chosen_and_said(tiny_gguf: Path) -> None:
+    spec, note = chosen(private(backend="", path=str(tiny_gguf)))
+    assert spec == private(path=str(tiny_gguf))
+    assert note == "infer_backend: llama_cpp (a GGUF file)"
+    assert chosen(private()) == (private(), "")
+    assert chosen(saas()) == (saas(), "")
+
+
+def test_a_redeploy_without_the_engine_keeps_the_one_there_is() -> None:
+    current = private(backend="transformers", path="/gone")
+    assert chosen(private(backend="", path="/gone"), current) == (current, "")
+    with pytest.raises(InvalidInput, match="/other does not exist"):
+        chosen(private(backend="", path="/other"), current)
+
+
+def test_what_does_not_fit_into_memory_is_refused_unless_it_is_not_to_be_verified(tiny_gguf: Path) -> None:
+    spec = private(path=str(tiny_gguf))
+    with pytest.raises(CapacityExceeded, match=r"m needs .* MiB of memory") as refused:
+        outside(spec, machine=Machine(1000), verify=True)
+    assert "--no_verify" in str(refused.value.hint)
+    (warning,) = outside(spec, machine=Machine(1000))
+    assert warning == refused.value.message
+    assert outside(spec, machine=Machine(1 << 40), verify=True) == []
+
+
+def test_workers_that_are_replaced_leave_their_room(tiny_gguf: Path) -> None:
+    spec, machine = msgspec.structs.replace(private(path=str(tiny_gguf)), num_workers=4), Machine(1 << 40)
+    for running, coming in ((1, 3), (4, 1), (9, 1)):
+        outside(spec, before=msgspec.structs.replace(spec, num_workers=running), machine=machine)
+        assert machine.asked == coming
+    outside(spec, before=saas(), machine=machine)
+    assert machine.asked == 4
+
+
 def test_outside_a_model_must_be_there(tmp_path: Path) -> None:
-    pytest.importorskip("xllamacpp")
     with pytest.raises(InvalidInput, match=r"none\.gguf"):
         outside(private(path=str(tmp_path / "none.gguf")))
 

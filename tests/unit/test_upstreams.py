@@ -10,6 +10,7 @@ import pytest
 
 from byzerllm import __version__
 from byzerllm.control.upstreams import engine_upstream, models_requests, saas_upstreams
+from byzerllm.engines.base import EngineOptions
 from byzerllm.errors import InvalidInput
 from byzerllm.providers.parse import SaasOptions, parse
 from byzerllm.relay.target import Target, request_head
@@ -18,7 +19,7 @@ from byzerllm.runtime.base import EngineProcess
 from byzerllm.spec import DeploymentSpec, Timeouts
 from byzerllm.wire import WIRES
 from byzerllm.wire.base import Task
-from byzerllm.wire.openai import OpenAIWire
+from byzerllm.wire.openai import PATHS, OpenAIWire
 
 URL = "https://api.example/v1"
 
@@ -51,7 +52,7 @@ def test_a_vendors_request() -> None:
         "Content-Type: application/json\r\n"
         "Content-Length: 2\r\n\r\n{}"
     )
-    assert set(found.heads) == set(Task)
+    assert set(found.heads) == set(PATHS)
     assert head(found, Task.EMBEDDING)[0] == "POST /v1/embeddings HTTP/1.1"
     assert (found.model, found.max_retries, found.timeouts) == ("x", 5, Timeouts(7, 7, 7, 3600))
     assert (found.target, found.defaults) == (Target(True, "api.example", 443), {})
@@ -113,9 +114,12 @@ def test_a_format_without_a_task_has_no_head_for_it(monkeypatch: pytest.MonkeyPa
 
 def test_an_engines_request() -> None:
     process = EngineProcess(worker_id="m.1.0", pid=1, started=0, host="127.0.0.1", port=4000, token="t0", log="")
-    found = engine_upstream(process, "m", Timeouts(first_byte=1), (Task.CHAT, Task.COMPLETION, Task.RESPONSES))
+    chat = EngineOptions("/m", 1, (Task.CHAT, Task.COMPLETION, Task.RESPONSES, Task.TOKENIZE))
+    found = engine_upstream(process, "m", Timeouts(first_byte=1), chat)
     assert head(found)[:2] == ["POST /v1/chat/completions HTTP/1.1", "Host: 127.0.0.1:4000"]
     assert "Authorization: Bearer t0" in head(found)
-    assert set(found.tasks) == {Task.CHAT, Task.COMPLETION, Task.RESPONSES}
-    assert set(engine_upstream(process, "m", Timeouts(), (Task.EMBEDDING,)).tasks) == {Task.EMBEDDING}
+    assert found.heads[Task.TOKENIZE].startswith(b"POST /tokenize HTTP/1.1")
+    assert set(found.tasks) == set(chat.tasks)
+    ranks = EngineOptions("/m", 1, (Task.RERANK,), wire="llama_cpp")
+    assert set(engine_upstream(process, "m", Timeouts(), ranks).tasks) == {Task.RERANK}
     assert (found.model, found.max_retries, found.timeouts) == ("m", 3, Timeouts(first_byte=1))

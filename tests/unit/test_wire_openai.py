@@ -20,7 +20,7 @@ from byzerllm.errors import (
     error_types,
     from_payload,
 )
-from byzerllm.wire import WIRES
+from byzerllm.wire import ENGINE_WIRES, WIRES
 from byzerllm.wire.base import StreamEnd, Task, Usage, decode_request
 from byzerllm.wire.openai import (
     DONE,
@@ -38,8 +38,11 @@ OPENAI = WIRES["openai"]
 def test_paths_and_body() -> None:
     assert OPENAI.name == "openai"
     assert [OPENAI.path(task) for task in Task] == [
-        "/chat/completions", "/completions", "/embeddings", "/rerank", "/responses",
-        "/audio/speech", "/audio/transcriptions", "/images/generations",
+        "/chat/completions", "/completions", "/embeddings", "/rerank", "/score", "/responses",
+        "/audio/speech", "/audio/transcriptions", "/images/generations", None, None,
+    ]  # fmt: skip
+    assert [ENGINE_WIRES["engine"].path(task) for task in (Task.CHAT, Task.TOKENIZE, Task.DETOKENIZE)] == [
+        "/v1/chat/completions", "/tokenize", "/detokenize",
     ]  # fmt: skip
     assert OPENAI.body(decode_request(Task.CHAT, b'{"model":"m","x":1.10}'), "y", {}) == b'{"model":"y","x":1.10}'
 

@@ -40,13 +40,13 @@ def test_last_words_are_those_of_the_latest_start(log: WorkerLog) -> None:
 
 
 def test_last_words_are_few(log: WorkerLog) -> None:
-    say(log, "".join(f"line {n}\n" for n in range(100)), start=True)
-    assert log.last_words().splitlines() == [f"line {n}" for n in range(80, 100)]
-    say(log, "".join(f"{n} {'x' * 1000}\n" for n in range(10)))
+    say(log, "".join(f"line {n}\n" for n in range(1000)), start=True)
+    assert log.last_words().splitlines() == [f"line {n}" for n in range(600, 1000)]
+    say(log, "".join(f"{n} {'x' * 10_000}\n" for n in range(10)))
     words = log.last_words()
     assert len(words) <= worker_log.LAST_WORDS_BYTES
     assert words.splitlines()[-1].startswith("9 x")
-    say(log, "y" * 10_000)
+    say(log, "y" * 100_000)
     assert set(log.last_words()) == {"y"}
 
 

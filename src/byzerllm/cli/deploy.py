@@ -10,6 +10,7 @@ import msgspec
 from byzerllm.cli.flags import MODEL, NUMBER, PARAMS, SWITCH, WHOLE, Flag
 from byzerllm.client.admin import AdminClient, Event
 from byzerllm.client.launch import ensure_server
+from byzerllm.engines.hf_folder import looks_like_hub_name
 from byzerllm.errors import Conflict, InvalidInput
 from byzerllm.providers.registry import is_vendor
 from byzerllm.spec import LOAD_BALANCE, DeploymentSpec, check_spec, resolve
@@ -74,7 +75,7 @@ def build_spec(arguments: argparse.Namespace) -> DeploymentSpec:
     values = {flag.name: getattr(arguments, flag.name) for flag in _SPEC_FLAGS}
     values["infer_params"] = {name: _absolute_reference(text) for name, text in values["infer_params"].items()}
     spec = DeploymentSpec(name=arguments.model, **values)
-    if spec.is_saas or not spec.model_path:
+    if spec.is_saas or not spec.model_path or looks_like_hub_name(spec.model_path):
         return spec
     return msgspec.structs.replace(spec, model_path=_absolute(spec.model_path))
 
@@ -85,7 +86,7 @@ def check_type(spec: DeploymentSpec) -> None:
     Raises:
         InvalidInput: names the type that was probably meant.
     """
-    if spec.is_saas or spec.infer_backend or not is_vendor(spec.kind):
+    if spec.is_saas or spec.infer_backend or spec.model_path or not is_vendor(spec.kind):
         return
     raise InvalidInput(
         f"--pretrained_model_type {spec.pretrained_model_type!r}: a vendor's type begins with saas/.",
@@ -116,6 +117,8 @@ def _deploy(client: AdminClient, body: dict[str, Any], name: str, console: Conso
     def notify(event: Event) -> None:
         if event["event"] == "warning":
             console.note(f"byzerllm: warning: {event['message']}")
+        elif event["event"] == "note":
+            console.note(event["message"])
         elif event["event"] == "progress":
             console.progress(f"{name}: {event['message']}")
 

@@ -96,6 +96,21 @@ def _json_list(flag: str, text: str) -> Any:
         raise InvalidInput(f"{flag} {text!r} is no JSON list: {error}.", param=flag) from None
 
 
+class Several(Text):
+    """Texts, one or more each time that the flag is typed."""
+
+    options: ClassVar[dict[str, Any]] = {"nargs": "+", "action": "extend", "metavar": "TEXT"}
+
+    def parse(self, flag: str, given: Any) -> Any:
+        texts = [given] if isinstance(given, str) else given
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise InvalidInput(f"{flag} must be a list of texts.", param=flag)
+        return texts
+
+    def show(self, value: Any) -> str:
+        return ", ".join(map(super().show, value))
+
+
 class Params(Text):
     """``name=value`` words, which add up over the file and each time the flag is typed; the last one wins."""
 
@@ -126,8 +141,8 @@ class Params(Text):
         return as_text(value)
 
 
-TEXT, SECRET, WHOLE, NUMBER, SWITCH, WORDS, PARAMS = (
-    Text(), Secret(), Whole(), Number(), Switch(), Words(), Params(),
+TEXT, SECRET, WHOLE, NUMBER, SWITCH, WORDS, SEVERAL, PARAMS = (
+    Text(), Secret(), Whole(), Number(), Switch(), Words(), Several(), Params(),
 )  # fmt: skip
 
 

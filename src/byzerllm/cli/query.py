@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from byzerllm.cli.flags import MODEL, SWITCH, Flag
+from byzerllm.cli.flags import MODEL, SEVERAL, SWITCH, Flag
 from byzerllm.client.admin import AdminClient
 from byzerllm.client.chat import stream_chat
 from byzerllm.client.media import draw, speak, transcribe
@@ -27,8 +27,9 @@ FLAGS = (
     MODEL,
     Flag("query"),
     Flag("system"),
-    Flag("image"),
+    Flag("image", SEVERAL),
     Flag("audio"),
+    Flag("documents", SEVERAL),
     Flag("template", default="auto"),
     Flag("output_file"),
     Flag("no_stream", SWITCH, False),
@@ -46,7 +47,13 @@ _WORDS = {"text": "text", "sound": "sound", "image": "an image"}
 _ANSWERS = {"speech": ("sound",), "image": ("image",), "chat": ("text", "sound")}  # a chat may speak; else text
 _DATA_URL = re.compile(r"data:[^,]*;base64,")
 _FIRST_NUMBERS = 6
-_MEANT_FOR = {"image": ("chat",), "system": ("chat", "speech")}
+_MEANT_FOR = {
+    "image": ("chat",),
+    "system": ("chat", "speech"),
+    "audio": ("chat", "transcription"),
+    "documents": ("rerank",),
+}
+_CHAT_SOUNDS = {".wav": "wav", ".mp3": "mp3"}
 
 
 def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> int:
@@ -58,23 +65,35 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     client = AdminClient.connect(settings)
     client.get("/admin/server")  # only our own server takes the token; /v1 would answer anyone, and be paid for it
     model = client.get(f"/v1/models/{quote(arguments.model, safe='')}")
-    task = "transcription" if arguments.audio else str(model.get("task"))
+    task = str(model.get("task"))
+    if arguments.audio and not arguments.query:
+        task = "transcription"
     _check_ending(target, arguments.model, task)
     for flag, tasks in _MEANT_FOR.items():
         if getattr(arguments, flag) and task not in tasks:
             console.note(f"--{flag} has no effect: this is no {' or '.join(tasks)}.")
-    if task in ("speech", "image"):
-        answer: str | bytes = _file(client, arguments, console, task, target)
-    elif task == "transcription":
-        answer = _transcribe(client, arguments, console, shown=target is None)
-    elif task == "embedding":
-        answer = _embed(client, arguments, console, whole=target is not None)
-    else:
-        answer = _chat(client, arguments, console, shown=target is None)
+    answer = _ask(client, arguments, console, task, target)
     if target is not None:
         _write(target, answer)
         console.note(f"Written to {target}.")
     return 0
+
+
+def _ask(
+    client: AdminClient, arguments: argparse.Namespace, console: Console, task: str, target: Path | None
+) -> str | bytes:
+    """The answer, which was shown where it goes to no file."""
+    if task in ("speech", "image"):
+        return _file(client, arguments, console, task, target)
+    if task == "transcription":
+        return _transcribe(client, arguments, console, shown=target is None)
+    if task == "embedding":
+        return _embed(client, arguments, console, whole=target is not None)
+    if task == "rerank":
+        return _rank(client, arguments, console, whole=target is not None)
+    if task == "completion":
+        return _complete(client, arguments, console, shown=target is None)
+    return _chat(client, arguments, console, shown=target is None)
 
 
 def _file(
@@ -118,15 +137,25 @@ def _chat(client: AdminClient, arguments: argparse.Namespace, console: Console, 
     messages: list[dict[str, Any]] = [{"role": "system", "content": arguments.system}] if arguments.system else []
     messages.append({"role": "user", "content": _content(arguments)})
     body: dict[str, Any] = {"model": arguments.model, "messages": messages}
-    if arguments.no_stream:
-        answer = client.call("POST", "/v1/chat/completions", body, timeout=None)
-        text = str(answer["choices"][0]["message"].get("content") or "")
-        if shown:
-            console.data(text)
-        return text
+    if not arguments.no_stream:
+        return _streamed(client, body, "/v1/chat/completions", console, shown=shown)
+    answer = client.call("POST", "/v1/chat/completions", body, timeout=None)
+    text = str(answer["choices"][0]["message"].get("content") or "")
+    if shown:
+        console.data(text)
+    return text
+
+
+def _complete(client: AdminClient, arguments: argparse.Namespace, console: Console, *, shown: bool) -> str:
+    """What follows the text, from a model that knows no chats."""
+    body = {"model": arguments.model, "prompt": arguments.query}
+    return _streamed(client, body, "/v1/completions", console, shown=shown)
+
+
+def _streamed(client: AdminClient, body: dict[str, Any], path: str, console: Console, *, shown: bool) -> str:
     parts: list[str] = []
     try:
-        with closing(stream_chat(client, body)) as pieces:
+        with closing(stream_chat(client, body, path)) as pieces:
             for piece in pieces:
                 console.dim(piece.reasoning)
                 parts.append(piece.text)
@@ -139,19 +168,27 @@ def _chat(client: AdminClient, arguments: argparse.Namespace, console: Console, 
 
 
 def _content(arguments: argparse.Namespace) -> str | list[dict[str, Any]]:
-    """The question, with the image before it where there is one."""
-    if not arguments.image:
-        return str(arguments.query)
-    path = Path(arguments.image).expanduser()
-    kind = _IMAGE_TYPES.get(path.suffix.lower())
+    """The question, with the images and the sound before it where there are some."""
+    parts: list[dict[str, Any]] = []
+    for name in arguments.image:
+        kind, data = _encoded("image", name, _IMAGE_TYPES)
+        parts.append({"type": "image_url", "image_url": {"url": f"data:image/{kind};base64,{data}"}})
+    if arguments.audio:
+        kind, data = _encoded("audio", arguments.audio, _CHAT_SOUNDS)
+        parts.append({"type": "input_audio", "input_audio": {"data": data, "format": kind}})
+    return [*parts, {"type": "text", "text": arguments.query}] if parts else str(arguments.query)
+
+
+def _encoded(flag: str, name: str, kinds: dict[str, str]) -> tuple[str, str]:
+    """What kind of file it is, and its content in base64."""
+    path = Path(name).expanduser()
+    kind = kinds.get(path.suffix.lower())
     if kind is None:
-        raise InvalidInput(f"--image {path}: its name must end with {', '.join(_IMAGE_TYPES)}.", param="image")
+        raise InvalidInput(f"--{flag} {path}: its name must end with {', '.join(kinds)}.", param=flag)
     try:
-        data = base64.b64encode(path.read_bytes()).decode()
+        return kind, base64.b64encode(path.read_bytes()).decode()
     except OSError as error:
-        raise InvalidInput(f"--image {path}: {error.strerror}.", param="image") from None
-    url = f"data:image/{kind};base64,{data}"
-    return [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": arguments.query}]
+        raise InvalidInput(f"--{flag} {path}: {error.strerror}.", param=flag) from None
 
 
 def _embed(client: AdminClient, arguments: argparse.Namespace, console: Console, *, whole: bool) -> str:
@@ -164,6 +201,26 @@ def _embed(client: AdminClient, arguments: argparse.Namespace, console: Console,
         vector = answer["data"][0]["embedding"]
         first = ", ".join(f"{number:.6g}" for number in vector[:_FIRST_NUMBERS])
         text = f"{len(vector)} numbers: {first}, ..."
+    console.data(text)
+    return text
+
+
+def _rank(client: AdminClient, arguments: argparse.Namespace, console: Console, *, whole: bool) -> str:
+    if not arguments.documents:
+        raise InvalidInput(
+            f"{arguments.model} puts texts into the order of their relevance.",
+            hint="Add --documents TEXT TEXT ...",
+            param="documents",
+        )
+    body = {"model": arguments.model, "query": arguments.query, "documents": arguments.documents}
+    answer = client.call("POST", "/v1/rerank", body, timeout=None)
+    if whole:
+        return json.dumps(answer)
+    ranks = [(rank["relevance_score"], arguments.documents[rank["index"]]) for rank in answer["results"]]
+    if console.out_is_terminal:
+        text = "\n".join(f"{place}. {score:.4g}  {document}" for place, (score, document) in enumerate(ranks, 1))
+    else:
+        text = json.dumps(answer)
     console.data(text)
     return text
 

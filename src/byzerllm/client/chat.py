@@ -21,15 +21,18 @@ class Piece(NamedTuple):
     reasoning: str
 
 
-def stream_chat(client: AdminClient, body: dict[str, Any]) -> Generator[Piece, None, None]:
-    """The pieces of the answer as they arrive. Closing the iterator cancels the request.
+def stream_chat(
+    client: AdminClient, body: dict[str, Any], path: str = "/v1/chat/completions"
+) -> Generator[Piece, None, None]:
+    """The pieces of the answer as they arrive, of a chat or, with its path, a completion. Closing the iterator cancels
+    the request.
 
     Raises:
         UpstreamBroken: the stream stopped before the model had finished.
         ByzerError: what the server or the vendor answered, before or amid the stream.
     """
     finished = False
-    for data in event_data(client.lines("POST", "/v1/chat/completions", {**body, "stream": True})):
+    for data in event_data(client.lines("POST", path, {**body, "stream": True})):
         if data == "[DONE]":
             return
         try:
@@ -43,7 +46,7 @@ def stream_chat(client: AdminClient, body: dict[str, Any]) -> Generator[Piece, N
         for choice in chunk.get("choices") or ():
             finished = finished or choice.get("finish_reason") is not None
             delta = choice.get("delta") or {}
-            piece = Piece(delta.get("content") or "", delta.get("reasoning_content") or "")
+            piece = Piece(delta.get("content") or choice.get("text") or "", delta.get("reasoning_content") or "")
             if any(piece):
                 yield piece
     if not finished:

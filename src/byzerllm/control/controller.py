@@ -15,21 +15,23 @@ from typing import Any
 
 import msgspec
 
+from byzerllm.control import prepare
 from byzerllm.control.broken import BrokenDeployment
 from byzerllm.control.deployment import Deployment, Notify, plural
+from byzerllm.control.memory import MemoryCheck
 from byzerllm.control.names import Names
-from byzerllm.control.prepare import check, check_outside, engine_plan, masked_params
 from byzerllm.control.private import PrivateDeployment, Surroundings
 from byzerllm.control.saas import SaasDeployment
 from byzerllm.control.secrets import Secrets
 from byzerllm.control.state import State
 from byzerllm.control.store import SavedDeployment, Store
-from byzerllm.errors import ByzerError, Conflict
+from byzerllm.engines.environments import Environments
+from byzerllm.errors import ByzerError
 from byzerllm.providers.parse import SaasOptions, parse
 from byzerllm.relay.pool import Pool
 from byzerllm.routing.table import Table, no_such_model
 from byzerllm.runtime.base import Runtime
-from byzerllm.spec import MASK, DeploymentSpec, check_spec, differences
+from byzerllm.spec import DeploymentSpec, check_spec, differences
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +48,7 @@ class Controller:
         pool: Pool,
         store: Store,
         runtime: Runtime,
+        engines: Environments,
         names: Names,
         secrets: Secrets,
         mock_url: Callable[[], Any],
@@ -68,9 +71,10 @@ class Controller:
             runtime=runtime,
             pool=pool,
             store=store,
-            plan=lambda spec: engine_plan(spec, self._secrets.environ(spec.name)),
+            plan=lambda spec: prepare.engine_plan(spec, self._secrets.environ(spec.name), engines.python),
             probe_interval=probe_interval,
         )
+        self._outside = prepare.Outside(pool, engines, MemoryCheck(runtime, self._is_loading))
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -108,7 +112,7 @@ class Controller:
             "total_requests": sum(w.requests for w in instance.workers),
             "load_balance": spec.load_balance,
             "created_at": deployment.created_at,
-            "spec": {**msgspec.to_builtins(spec), "infer_params": masked_params(spec)},
+            "spec": {**msgspec.to_builtins(spec), "infer_params": prepare.masked_params(spec)},
         }
 
     # -- changing ------------------------------------------------------------------------------------------------
@@ -123,6 +127,7 @@ class Controller:
         environment: Mapping[str, str],
         accepted: Callable[[], None],
         notify: Notify,
+        note: Notify,
         warn: Notify,
     ) -> str:
         """Bring the instance to what ``spec`` says; returns ready, unchanged or accepted.
@@ -133,28 +138,33 @@ class Controller:
             ByzerError: refused (before ``accepted``, nothing changed) or failed (nothing left behind).
         """
         environ = {**self._secrets.environ(spec.name), **environment}
-        check(spec, environ)
+        known = self._deployments.get(spec.name)
+        spec, chosen = await prepare.with_backend(spec, known.spec if known else None)
+        prepare.check(spec, environ)
+        if chosen:
+            note(chosen)
         async with self._operation(spec.name, notify):
             current = self._deployments.get(spec.name)
             rows = differences(current.spec, spec) if current else []
             if current is not None and not rows and not (replace and spec.is_saas):  # which looks keys up anew
                 return await self._again(current, environment, accepted, notify, warn)
             if current is not None and not replace:
-                raise _conflict(current.spec, spec, rows)
+                raise prepare.conflict(current.spec, spec, rows)
             others = [d.spec for d in self._deployments.values() if d is not current]
             await self._runtime.admit(spec, others, patient=not wait)
             base_url = await self._base_url(parse(spec, environ)) if spec.is_saas else ""
-            for warning in await check_outside(spec, self._pool, base_url, environ, verify=verify):
+            before = current.spec if current else None
+            for warning in await prepare.check_outside(spec, before, self._outside, base_url, environ, verify=verify):
                 warn(warning)
             await self._names.claim(spec.name)
-            before = self._secrets.put(spec.name, environment)
+            secrets_before = self._secrets.put(spec.name, environment)
             accepted()
             if current is None:
                 return await self._create(spec, wait, notify)
             try:
                 await self._change(current, spec, notify)
             except BaseException:
-                self._secrets.reset(spec.name, before)
+                self._secrets.reset(spec.name, secrets_before)
                 raise
             return "ready"
 
@@ -234,6 +244,11 @@ class Controller:
         await asyncio.gather(*(self._names.drop(name) for name in self._deployments))
 
     # -- helpers -------------------------------------------------------------------------------------------------
+
+    def _is_loading(self, name: str) -> bool:
+        known = self._deployments.get(name)
+        state = known.state()[0] if known else State.READY
+        return bool(self._operations.get(name)) or state in (State.PENDING, State.STARTING)
 
     async def _again(
         self,
@@ -382,17 +397,3 @@ class Controller:
 
 def _silent(message: str) -> None:
     """Progress that nobody follows."""
-
-
-def _conflict(current: DeploymentSpec, requested: DeploymentSpec, rows: list[tuple[str, str, str]]) -> Conflict:
-    hidden = {n for spec in (current, requested) for n, value in masked_params(spec).items() if value == MASK}
-
-    def shown(name: str, value: str) -> str:
-        return MASK if name in hidden and value != "(not set)" else value
-
-    changes = [{"name": n, "current": shown(n, a), "requested": shown(n, b)} for n, a, b in rows]
-    return Conflict(
-        f"{current.name} is already deployed with other parameters: {', '.join(n for n, _, _ in rows)}.",
-        hint="Use --replace to change it without refusing a request, or another --model.",
-        details={"differences": changes},
-    )

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
+from byzerllm.control.ending import failure, how
 from byzerllm.control.state import Phase, WorkerView
 from byzerllm.control.upstreams import engine_upstream
 from byzerllm.engines.base import Engine, EngineOptions, Launch
-from byzerllm.errors import DeploymentFailed, UpstreamError
+from byzerllm.errors import ByzerError, DeploymentFailed, UpstreamError
 from byzerllm.relay.pool import Pool
 from byzerllm.relay.target import parse_target, request_head
 from byzerllm.routing.worker import Upstream, Worker
-from byzerllm.runtime.base import EngineProcess, Exit, Need, Runtime
+from byzerllm.runtime.base import EngineProcess, Need, Runtime
+from byzerllm.runtime.worker_log import START_LINE
 from byzerllm.spec import Timeouts
 from byzerllm.wire.openai import parse_error
 
 _READY_FIRST, _READY_LONGEST = 0.02, 0.5  # seconds between two tries of the readiness request
 _ANSWER_LIMIT = 64 * 1024
+_FOLLOWED_LINES = 100  # of what a worker has said before we begin to listen
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,7 @@ class EngineWorker:
         self.ready_at = 0.0
         self.error = ""
         self.waiting = ""  # why it has no place yet
+        self.doing = ""  # while it starts: what its engine says that it does
         self.missed_probes = 0
         self.seen_progress = -1
         self.probe_at = 0.0
@@ -57,7 +63,7 @@ class EngineWorker:
 
     def upstream(self) -> Upstream:
         assert self.process is not None
-        return engine_upstream(self.process, self.plan.model, self.plan.timeouts, self.plan.options.tasks)
+        return engine_upstream(self.process, self.plan.model, self.plan.timeouts, self.plan.options)
 
 
 async def launch(worker: EngineWorker, runtime: Runtime, need: Need) -> Launch:
@@ -79,12 +85,39 @@ async def launch(worker: EngineWorker, runtime: Runtime, need: Need) -> Launch:
     return launched[-1]
 
 
-async def wait_ready(worker: EngineWorker, start: Launch, runtime: Runtime, pool: Pool) -> None:
-    """Return once the worker's process answered one real request.
+async def wait_ready(
+    worker: EngineWorker, start: Launch, runtime: Runtime, pool: Pool, tell: Callable[[str], None]
+) -> None:
+    """Return once the worker's process answered one real request; ``tell`` is told what it does until then.
 
     Raises:
         DeploymentFailed: the process ended, refused the request, or took too long; with its last log lines.
     """
+    listening = asyncio.ensure_future(_listen(worker, runtime, tell))
+    try:
+        await _until_it_answers(worker, start, runtime, pool)
+    finally:
+        listening.cancel()
+        await asyncio.gather(listening, return_exceptions=True)
+        worker.doing = ""
+
+
+async def _listen(worker: EngineWorker, runtime: Runtime, tell: Callable[[str], None]) -> None:
+    """Follow the worker's log, and tell of each thing that its engine says that it does."""
+    rest = b""
+    with suppress(ByzerError):  # no log to be had: then there is nothing to tell
+        async for part in runtime.logs(worker.id, tail=_FOLLOWED_LINES, follow=True):
+            text = (rest + part).rpartition(START_LINE)[2]  # not of the start before
+            lines = text.replace(b"\r", b"\n").split(b"\n")  # a progress bar begins its line anew
+            rest = lines[-1][-_ANSWER_LIMIT:]
+            for line in lines:
+                doing = worker.plan.engine.phase(line.decode("utf-8", "replace"))
+                if doing and doing != worker.doing:
+                    worker.doing = doing
+                    tell(doing)
+
+
+async def _until_it_answers(worker: EngineWorker, start: Launch, runtime: Runtime, pool: Pool) -> None:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + start.ready_timeout
     pause = _READY_FIRST
@@ -95,7 +128,8 @@ async def wait_ready(worker: EngineWorker, start: Launch, runtime: Runtime, pool
         if await _answers(worker, start, pool):
             return
         if loop.time() >= deadline:
-            raise DeploymentFailed(f"worker {worker.index} was not ready within {start.ready_timeout:g} s.")
+            doing = f", it was {worker.doing}" if worker.doing else ""
+            raise DeploymentFailed(f"worker {worker.index} was not ready within {start.ready_timeout:g} s{doing}.")
         await asyncio.sleep(pause)
         pause = min(pause * 1.5, _READY_LONGEST)
 
@@ -132,19 +166,7 @@ def ended_error(worker: EngineWorker, runtime: Runtime) -> DeploymentFailed | No
     ended = runtime.poll(worker.process)
     if ended is None:
         return None
-    return DeploymentFailed(f"worker {worker.index} ended {_how(ended)}.{_tail(ended)}", details={"log": ended.tail})
-
-
-def _how(ended: Exit) -> str:
-    if ended.code is None:
-        return "without leaving an exit code"
-    if ended.code < 0:
-        return f"by signal {-ended.code}"
-    return f"with exit code {ended.code}"
-
-
-def _tail(ended: Exit) -> str:
-    return f" Its last log lines:\n{ended.tail.rstrip()}" if ended.tail.strip() else " Its log is empty."
+    return failure(f"worker {worker.index} {how(ended)}", worker.plan.engine, ended.tail)
 
 
 async def probe(worker: EngineWorker, pool: Pool, timeout: float) -> bool:

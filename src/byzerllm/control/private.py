@@ -129,6 +129,7 @@ class PrivateDeployment:
                 "id": w.id,
                 "index": w.index,
                 "phase": w.phase.value,
+                "doing": w.doing,
                 "pid": w.process.pid if w.process else None,
                 "gpus": list(w.process.gpus) if w.process else [],
                 "node": w.process.node if w.process else "",
@@ -243,7 +244,7 @@ class PrivateDeployment:
             start = await launch(worker, around.runtime, Need.of(self.spec))
             assert worker.process is not None
             await around.store.save_engine(SavedEngine(self.spec.name, worker.index, worker.generation, worker.process))
-            await wait_ready(worker, start, around.runtime, around.pool)
+            await wait_ready(worker, start, around.runtime, around.pool, self._teller(worker))
         except ByzerError as error:
             await self._kill(worker)
             self._went_down(worker, error)
@@ -256,13 +257,16 @@ class PrivateDeployment:
         """It ran under an earlier server, but may have been loading still, or hang."""
         start = worker.plan.engine.command(worker.plan.options, process.host, process.port, process.token)
         try:
-            await wait_ready(worker, start, self._around.runtime, self._around.pool)
+            await wait_ready(worker, start, self._around.runtime, self._around.pool, self._teller(worker))
         except ByzerError as error:
             await self._kill(worker)
             self._went_down(worker, error)
             return
         self._into_rotation(worker)
         log.info("%s: worker %d was re-adopted (pid %d)", self.spec.name, worker.index, process.pid)
+
+    def _teller(self, worker: EngineWorker) -> Notify:
+        return lambda doing: self._notify(f"worker {worker.index + 1}/{self.spec.num_workers}: {doing}")
 
     def _into_rotation(self, worker: EngineWorker) -> None:
         self.instance.set_unavailable(None)

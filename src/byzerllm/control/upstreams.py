@@ -12,16 +12,19 @@ import msgspec
 
 from byzerllm.control.signing import signer
 from byzerllm.control.tokens import Token
+from byzerllm.engines.base import EngineOptions
 from byzerllm.providers.parse import SaasOptions
 from byzerllm.relay.target import Target, header_lines, merged, parse_target, request_head, standard_headers
 from byzerllm.routing.worker import Framed, Media, PassThrough, Translated, Upstream
 from byzerllm.runtime.base import EngineProcess
 from byzerllm.spec import Timeouts
-from byzerllm.wire import MEDIA, WIRES, media_format, translator
+from byzerllm.wire import ENGINE_WIRES, MEDIA, WIRES, media_format, translator
 from byzerllm.wire.base import FrameTranslator, Task, Wire
 
 _VERSION = re.compile(r"/v\d[^/]*(/|$)")
 _JSON = b"Content-Type: application/json\r\n"
+
+
 def saas_upstreams(options: SaasOptions, base_url: str) -> list[Upstream]:
     """The vendor's endpoint with each of the instance's keys.
 
@@ -46,7 +49,7 @@ def _saas_upstream(options: SaasOptions, base_url: str) -> Upstream:
         model=options.model,
         timeouts=options.timeouts,
         max_retries=options.max_retries,
-        heads=_heads(spoken, end, {*(options.provider.tasks or Task), options.task}),
+        heads=_heads(spoken, end, _tasks(options)),
         defaults=defaults,
         secrets=options.secrets(),
     )
@@ -60,6 +63,7 @@ def _foreign(options: SaasOptions, end: _Endpoint, defaults: Mapping[str, msgspe
         "timeouts": options.timeouts,
         "max_retries": options.max_retries,
         "vendor": options.vendor(),
+        "task": options.task,
         "prefix": end.path,
         "query": urlencode(end.query),
         "headers": end.headers,
@@ -75,6 +79,11 @@ def _foreign(options: SaasOptions, end: _Endpoint, defaults: Mapping[str, msgspe
     if isinstance(wire, FrameTranslator):
         return Framed(wire=wire, **common)
     return Translated(wire=wire, **common)
+
+
+def _tasks(options: SaasOptions) -> Collection[Task]:
+    """What a model is not for is refused here; of a chat model its vendor tells what else it has."""
+    return {*(options.provider.tasks or Task), options.task} if options.task is Task.CHAT else {options.task}
 
 
 def models_requests(options: SaasOptions, base_url: str) -> tuple[Target, list[tuple[str, bytes]]]:
@@ -93,10 +102,10 @@ def models_requests(options: SaasOptions, base_url: str) -> tuple[Target, list[t
     ]
 
 
-def engine_upstream(process: EngineProcess, model: str, timeouts: Timeouts, tasks: Collection[Task]) -> PassThrough:
+def engine_upstream(process: EngineProcess, model: str, timeouts: Timeouts, options: EngineOptions) -> PassThrough:
     """The private endpoint of an engine process. The retries bridge the moment until a dead process is noticed."""
-    spoken = WIRES["openai"]
-    target, path = parse_target(process.base_url + "/v1")
+    spoken = ENGINE_WIRES[options.wire]
+    target, path = parse_target(process.base_url)
     end = _Endpoint(target, path, {"Authorization": f"Bearer {process.token}"}, {})
     return PassThrough(
         wire=spoken,
@@ -104,7 +113,8 @@ def engine_upstream(process: EngineProcess, model: str, timeouts: Timeouts, task
         model=model,
         timeouts=timeouts,
         max_retries=3,
-        heads=_heads(spoken, end, tasks),
+        heads=_heads(spoken, end, options.tasks),
+        lines=_lines(end) + _JSON,
     )
 
 

@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING, cast
 if TYPE_CHECKING:
     from byzerllm.engines.base import Engine
 
-_CLASSES = {"llama_cpp": "byzerllm.engines.llama_cpp:LlamaCpp"}
-_PLANNED = ("deepspeed", "transformers", "vllm")
+_CLASSES = {
+    "deepspeed": "byzerllm.engines.deepspeed:DeepSpeed",
+    "llama_cpp": "byzerllm.engines.llama_cpp:LlamaCpp",
+    "transformers": "byzerllm.engines.transformers:Transformers",
+    "vllm": "byzerllm.engines.vllm:Vllm",
+}
 
 
 def names() -> tuple[str, ...]:
-    """The names of the engines that this version has, installed or not."""
+    """The names of the engines, installed or not."""
     return tuple(sorted(_CLASSES))
 
 
@@ -23,17 +27,10 @@ def engine(name: str) -> Engine:
     Raises:
         InvalidInput: there is none of that name; the nearest one is named.
     """
-    # The processes of the engines live in this package too and are to stay small: they need none of this.
-    from byzerllm.errors import InvalidInput
-    from byzerllm.spec import unknown
-
-    if name in _PLANNED:
-        raise InvalidInput(
-            f"--infer_backend {name} is not part of this version.",
-            hint=f"This version has: {', '.join(names())}.",
-            param="infer_backend",
-        )
     if name not in _CLASSES:
+        # The processes of the engines live in this package too and are to stay small: they need none of this.
+        from byzerllm.spec import unknown
+
         raise unknown("--infer_backend", name, _CLASSES, param="infer_backend")
     module, _, cls = _CLASSES[name].partition(":")
     return cast("Engine", getattr(import_module(module), cls)())

@@ -22,8 +22,9 @@ class EngineOptions:
     """An engine's parameters, checked and typed: what ``Engine.parse`` makes and ``Engine.command`` takes.
 
     ``slots`` is how many requests one worker answers at a time; ``tasks`` is what it answers, the main one first.
-    ``values`` are the engine's own options by its own names. ``warnings`` are told to whoever deploys. ``python`` is the
-    interpreter of the environment that the engine is installed in.
+    ``values`` are the engine's own options by its own names. ``warnings`` are told to whoever deploys. ``python`` is
+    the interpreter of the environment that the engine is installed in. ``wire`` names the format that its server
+    speaks (``wire/__init__.py``).
     """
 
     model_path: str
@@ -32,6 +33,7 @@ class EngineOptions:
     values: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     python: str = sys.executable
+    wire: str = "engine"
 
     @property
     def task(self) -> Task:
@@ -43,13 +45,15 @@ class EngineOptions:
 class Memory:
     """What one worker needs to load and serve, in bytes; 0 where it cannot be known beforehand.
 
-    ``on_gpu`` says which memory is meant; ``shares`` is the number of devices that it is divided among.
+    ``on_gpu`` says which memory is meant; ``shares`` is the number of devices that it is divided among. ``mapped``: the
+    weights are mapped from their file, so that the workers of one machine have them once.
     """
 
     weights: int
     cache: int
     on_gpu: bool
     shares: int = 1
+    mapped: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,8 +86,8 @@ class Engine(Protocol):
         ...
 
     def check(self, options: EngineOptions) -> Memory | None:
-        """Look at what can be seen without starting: is the engine installed, is the model there and whole? Returns what
-        a worker needs, None where that cannot be told.
+        """Look at what can be seen without starting: is the engine installed, is the model there and whole? Returns
+        what a worker needs, None where that cannot be told.
 
         Reads the disk and may block for some tenths of a second; callers in an event loop use a thread.
 

@@ -8,24 +8,30 @@ from __future__ import annotations
 import math
 import re
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 from byzerllm.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+
+T = TypeVar("T")
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
+DEFAULT_CONTEXT = 4096  # tokens of a slot
+POOLING_RANK = 4
 
 _STRING, _ARRAY = 8, 9
+_WORDS = "tokenizer.ggml.tokens"
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 # Far above any real model: a larger count means that the file is damaged.
 _MAX_ENTRIES = 1 << 20
 _MAX_WORDS = 1 << 24
 _MAX_DIMENSIONS = 8
+_MAX_LAYERS = 1024
 _BUFFER = 1 << 20
 
 # Elements and bytes of one block, by ggml's number of the type. A type that is newer than this table counts as empty,
@@ -66,15 +72,31 @@ BLOCKS: Mapping[int, tuple[int, int]] = {
     41: (128, 18),  # Q1_0
 }
 
+Facts = dict[str, int | float | str | list[int | float]]
+
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Cache:
+    """What a model keeps of each token: ``keys`` and ``values`` are numbers a token, added up over the layers.
+
+    Layers that look back no further than a ``window`` of tokens are not told from the others, so what is counted with
+    it is a lower bound.
+    """
+
+    keys: int
+    values: int
+    window: int | None
 
 
 @dataclass(frozen=True)
 class Header:
     """What the head of a file says. ``needed`` is the size in bytes that it promises, ``size`` what is there.
 
-    ``context_length`` is the number of tokens that the model was trained for; ``pooling_type`` is the number by which
-    embedding models say how they pool; both are None where the file does not tell.
+    ``kind`` is model, adapter or mmproj. ``context_length`` is the number of tokens that the model was trained for;
+    ``pooling_type`` is the number by which embedding models say how they pool; both are None where the file does not
+    tell, and so is ``cache``. ``has_template``: it says how a chat becomes a prompt.
     """
 
     architecture: str
@@ -83,6 +105,10 @@ class Header:
     tensors: int
     size: int
     needed: int
+    kind: str = "model"
+    layers: int = 0
+    cache: Cache | None = None
+    has_template: bool = False
 
 
 def model_file(path: str) -> Path:
@@ -112,7 +138,7 @@ def model_file(path: str) -> Path:
 
 
 def check_model(path: str) -> Header:
-    """The head of the model at ``path``, all of whose files were found to be whole.
+    """The head of the model at ``path``, all of whose files were found to be whole. Its sizes are those of all parts.
 
     Raises:
         InvalidInput: as ``model_file`` and ``read_header``; a file is cut short, or a part is missing.
@@ -129,8 +155,17 @@ def check_model(path: str) -> Header:
         part = first.with_name(f"{match[1]}-{number:05d}-of-{match[3]}.gguf") if match else first
         if not part.is_file():
             raise _bad(f"The model's part {part} is missing.", "Download all parts into one folder.")
-        _check_whole(part)
+        more = _check_whole(part)
+        header = replace(header, size=header.size + more.size, needed=header.needed + more.needed)
     return header
+
+
+def slot_context(header: Header, asked: int | None) -> int:
+    """The tokens that one slot holds. 0 stands for what the model was trained for; more than that would be reserved,
+    but never used."""
+    wanted = DEFAULT_CONTEXT if asked is None else asked
+    trained = header.context_length or wanted or DEFAULT_CONTEXT
+    return min(wanted or trained, trained)
 
 
 def _check_whole(path: Path) -> Header:
@@ -146,10 +181,23 @@ def read_header(path: Path) -> Header:
     Raises:
         InvalidInput: it cannot be read, is not GGUF, or is damaged.
     """
+    return _read(path, _Reader.header)
+
+
+def vocabulary(path: str) -> list[bytes]:
+    """The words of a model, in the order of their numbers.
+
+    Raises:
+        InvalidInput: as ``model_file`` and ``read_header``.
+    """
+    return _read(model_file(path), _Reader.words)
+
+
+def _read(path: Path, what: Callable[[_Reader], T]) -> T:
     try:
         size = path.stat().st_size
         with path.open("rb", buffering=_BUFFER) as file:
-            return _Reader(file, path, size).header()
+            return what(_Reader(file, path, size))
     except OSError as error:
         raise _bad(f"Cannot read {path}: {error.strerror or error}.") from None
 
@@ -163,9 +211,8 @@ class _Reader:
         self._size = size
 
     def header(self) -> Header:
-        self._check_magic()
-        tensors, entries = self._count(), self._count()
-        facts: dict[str, int | float | str] = {}
+        tensors, entries = self._start()
+        facts: Facts = {}
         for _ in range(entries):
             name = self._string()
             value = self._value(self._number("I"))
@@ -182,7 +229,27 @@ class _Reader:
             tensors=tensors,
             size=self._size,
             needed=data + end if tensors else self._file.tell(),
+            kind=_kind(facts, architecture),
+            layers=_whole(facts.get(f"{architecture}.block_count")) or 0,
+            cache=_cache(facts, architecture),
+            has_template="tokenizer.chat_template" in facts,
         )
+
+    def words(self) -> list[bytes]:
+        """The vocabulary, in the order of its numbers; empty where the file has none."""
+        _, entries = self._start()
+        for _ in range(entries):
+            name, kind = self._string(), self._number("I")
+            if name == _WORDS and kind == _ARRAY and self._number("I") == _STRING:
+                count = min(int(self._number("Q")), _MAX_WORDS)
+                return [self._take(int(self._number("Q"))) for _ in range(count)]
+            self._value(kind)
+        return []
+
+    def _start(self) -> tuple[int, int]:
+        """The numbers of tensors and of entries."""
+        self._check_magic()
+        return self._count(), self._count()
 
     def _check_magic(self) -> None:
         magic = self._file.read(4)
@@ -219,26 +286,28 @@ class _Reader:
     def _string(self) -> str:
         return self._take(int(self._number("Q"))).decode("utf-8", "replace")
 
-    def _value(self, kind: int | float) -> int | float | str | None:
-        """A value, or None in place of a list, which is passed over."""
+    def _value(self, kind: int | float) -> int | float | str | list[int | float] | None:
+        """A value, or None in place of a long list or one of words, which are passed over."""
         if kind == _STRING:
             return self._string()
         if kind == _ARRAY:
-            self._skip_list()
-            return None
+            return self._list()
         if kind not in _SCALARS:
             raise self._damaged()
         return self._number(_SCALARS[int(kind)])
 
-    def _skip_list(self) -> None:
+    def _list(self) -> list[int | float] | None:
         kind, count = int(self._number("I")), int(self._number("Q"))
         if kind == _STRING and count <= _MAX_WORDS:
             for _ in range(count):
                 self._take(int(self._number("Q")))
+        elif kind in _SCALARS and count <= _MAX_LAYERS:
+            return [self._number(_SCALARS[kind]) for _ in range(count)]
         elif kind in _SCALARS:
             self._skip(struct.calcsize("<" + _SCALARS[kind]) * count)
         else:
             raise self._damaged()
+        return None
 
     def _tensor_end(self) -> int:
         """Where a tensor ends, in bytes from the start of the tensors."""
@@ -259,8 +328,37 @@ def _part_number(path: Path) -> int | None:
     return int(match[2]) if match else None
 
 
-def _whole(value: int | float | str | None) -> int | None:
+def _whole(value: int | float | str | list[int | float] | None) -> int | None:
     return value if isinstance(value, int) and value >= 0 else None
+
+
+def _kind(facts: Facts, architecture: str) -> str:
+    if architecture == "clip":  # also of files that are older than the kinds
+        return "mmproj"
+    return str(facts.get("general.type") or "model")
+
+
+def _cache(facts: Facts, architecture: str) -> Cache | None:
+    """From the sizes of the attention; None where the file does not have them."""
+
+    def fact(name: str) -> int | None:
+        return _whole(facts.get(f"{architecture}.{name}"))
+
+    layers, heads = fact("block_count"), fact("attention.head_count")
+    if not layers or layers > _MAX_LAYERS or not heads or facts.get(f"{architecture}.attention.causal") is False:
+        return None
+    each = facts.get(f"{architecture}.attention.head_count_kv")
+    every = fact("full_attention_interval") or 1  # the layers between keep a state of a fixed size
+    if isinstance(each, list):
+        kv_heads = sum(_whole(n) or 0 for n in each)
+    else:
+        kv_heads = (_whole(each) or heads) * layers // every
+    width = (fact("embedding_length") or 0) // heads
+    key = fact("attention.key_length") or width
+    value = fact("attention.value_length") or width
+    if fact("attention.kv_lora_rank"):  # keys and values are stored together, as one compressed vector
+        value = 0
+    return Cache(kv_heads * key, kv_heads * value, fact("attention.sliding_window"))
 
 
 def _cut_short(what: str) -> InvalidInput:

@@ -3,12 +3,15 @@
 Parameters have the names of llama.cpp and llama-cpp-python. One that is not given keeps llama.cpp's own default, but
 for these:
 
-* ``n_gpu_layers``: 0, no layer on a GPU; -1 puts there as many as fit;
+* ``n_gpu_layers``: 0, no layer on a GPU; -1 puts there as many as fit; a draft model's are as many as the model's;
 * ``n_ctx``: 4096 tokens, or what the model was trained for if that is less. It is the context **of each slot**
   (llama.cpp itself divides it among them). 0 stands for what the model was trained for; no slot gets more than that;
 * ``n_threads``: ``--cpus_per_worker`` when that is 1 or more, else the worker's share of the machine's cores;
 * ``cache_ram``: 1024 MiB for the states of earlier prompts (llama.cpp: 8192), so that memory stays what one expects;
 * with ``embedding=true``: ``pooling_type`` is ``mean`` where the model names none, and a prompt may fill ``n_batch``.
+
+``embedding=true`` makes an instance for embeddings, ``reranking=true`` one that ranks: its scores are what the model's
+head gives, which for most is no number between 0 and 1. ``chat_template=none`` leaves completions only.
 
 A worker has ``--worker_concurrency`` slots, by default 1.
 """
@@ -17,16 +20,17 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
+import re
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from byzerllm.engines import gguf
 from byzerllm.engines.base import EngineOptions, Launch, Memory
+from byzerllm.engines.hosting import host_command
+from byzerllm.engines.llama_cpp_parameters import INT32, NO_TEMPLATE, PARAMETERS, VERBOSITY, read_parameters
 from byzerllm.errors import EngineMissing, InvalidInput
-from byzerllm.spec import parse_bool, parse_float, parse_int, unknown
 from byzerllm.wire.base import Task
 
 if TYPE_CHECKING:
@@ -39,143 +43,46 @@ OPTIONS_VARIABLE = "BYZERLLM_ENGINE"
 KINDS = ("auto", "llama2", "llama")
 DEFAULT_CACHE_RAM = 1024
 MAX_SLOTS = 256  # llama.cpp's own limit
-_INT32 = 2**31 - 1
-_VERBOSITY = {True: 3, False: 2}  # llama.cpp's levels: 1 errors, 2 warnings, 3 what it does, 4 all
+_PROJECTOR, _DRAFT = PARAMETERS["mmproj"].attribute, PARAMETERS["model_draft"].attribute
+# How far a draft model's vocabulary may differ: llama.cpp's own limits.
+_FREE_WORDS, _MORE_WORDS = 5, 128
+_F16 = 1  # ggml's number of the type that caches have by default
+_MAPPED = 1  # of llama.cpp's ways to load, the default
 
-Reader = Callable[[str, str], Any]
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """Where a parameter goes among xllamacpp's ``CommonParams``, and how its text is read."""
-
-    attribute: str
-    read: Reader
-
-
-def _whole(low: int, high: int = _INT32) -> Reader:
-    def read(name: str, text: str) -> int:
-        value = parse_int(name, text, low)
-        if value > high:
-            raise InvalidInput(f"{name}={text} must be at most {high}.", param=name)
-        return value
-
-    return read
-
-
-def _number(low: float | None = None) -> Reader:
-    return lambda name, text: parse_float(name, text, low)
-
-
-def _choice(**options: int) -> Reader:
-    """One of the words, or the number that llama.cpp has for it."""
-
-    def read(name: str, text: str) -> int:
-        word = text.strip().lower().replace("-", "_")
-        numbers = {str(number): number for number in options.values()}
-        value = options.get(word, numbers.get(text.strip()))
-        if value is None:
-            words = ", ".join(f"{word} ({number})" for word, number in options.items())
-            raise InvalidInput(f"{name}={text!r} must be one of {words}.", param=name)
-        return value
-
-    return read
-
-
-def _text(name: str, text: str) -> str:
-    if not text:
-        raise InvalidInput(f"{name} is empty.", param=name)
-    return text
-
-
-def _seed(name: str, text: str) -> int:
-    value: int = _whole(-1, 2**32 - 1)(name, text)
-    return value if value >= 0 else 2**32 - 1  # llama.cpp's sign for a random seed
-
-
-def _proportions(name: str, text: str) -> list[float]:
-    parts = [parse_float(name, part, 0) for part in text.split(",")]
-    if len(parts) > 128 or not any(parts):
-        raise InvalidInput(f"{name}={text!r} must be proportions such as 3,1, one a GPU.", param=name)
-    return parts
-
-
-def _template(name: str, text: str) -> str:
-    if text != "chatml" and "{" not in text:
-        raise InvalidInput(
-            f"{name}={text!r} must be a Jinja template or 'chatml'.",
-            hint=f"Without {name} the template in the model's own file is used.",
-            param=name,
-        )
-    return text
-
-
-def _not(name: str, text: str) -> bool:
-    return not parse_bool(name, text)
-
-
-def _verbosity(name: str, text: str) -> int:
-    return _VERBOSITY[parse_bool(name, text)]
-
-
-_KV_TYPE = _choice(f32=0, f16=1, bf16=30, q8_0=8, q4_0=2, q4_1=3, iq4_nl=20, q5_0=6, q5_1=7)
-
-PARAMETERS: Mapping[str, Parameter] = {
-    # the model and where it lies
-    "n_gpu_layers": Parameter("n_gpu_layers", _whole(-1)),
-    "split_mode": Parameter("split_mode", _choice(none=0, layer=1, row=2, tensor=3)),
-    "main_gpu": Parameter("main_gpu", _whole(0)),
-    "tensor_split": Parameter("tensor_split", _proportions),
-    "use_mmap": Parameter("use_mmap", parse_bool),
-    "use_mlock": Parameter("use_mlock", parse_bool),
-    "numa": Parameter("numa", _choice(disabled=0, distribute=1, isolate=2, numactl=3)),
-    "lora_path": Parameter("lora_path", _text),
-    "lora_scale": Parameter("lora_scale", _number()),
-    "warmup": Parameter("warmup", parse_bool),
-    # the context
-    "n_ctx": Parameter("n_ctx", _whole(0)),
-    "n_batch": Parameter("n_batch", _whole(1)),
-    "n_ubatch": Parameter("n_ubatch", _whole(1)),
-    "n_threads": Parameter("cpuparams.n_threads", _whole(1, 512)),
-    "n_threads_batch": Parameter("cpuparams_batch.n_threads", _whole(1, 512)),
-    "n_keep": Parameter("n_keep", _whole(-1)),
-    "ctx_shift": Parameter("ctx_shift", parse_bool),
-    "flash_attn": Parameter("flash_attn_type", _choice(auto=-1, off=0, on=1, false=0, true=1)),
-    "rope_scaling_type": Parameter("rope_scaling_type", _choice(none=0, linear=1, yarn=2, longrope=3)),
-    "rope_freq_base": Parameter("rope_freq_base", _number(0)),
-    "rope_freq_scale": Parameter("rope_freq_scale", _number(0)),
-    "yarn_ext_factor": Parameter("yarn_ext_factor", _number()),
-    "yarn_attn_factor": Parameter("yarn_attn_factor", _number()),
-    "yarn_beta_fast": Parameter("yarn_beta_fast", _number()),
-    "yarn_beta_slow": Parameter("yarn_beta_slow", _number()),
-    "yarn_orig_ctx": Parameter("yarn_orig_ctx", _whole(0)),
-    # its cache
-    "offload_kqv": Parameter("no_kv_offload", _not),
-    "type_k": Parameter("cache_type_k", _KV_TYPE),
-    "type_v": Parameter("cache_type_v", _KV_TYPE),
-    "kv_unified": Parameter("kv_unified", parse_bool),
-    "swa_full": Parameter("swa_full", parse_bool),
-    "cache_prompt": Parameter("cache_prompt", parse_bool),
-    "cache_reuse": Parameter("n_cache_reuse", _whole(0)),
-    "cache_ram": Parameter("cache_ram_mib", _whole(-1)),
-    # what it answers
-    "embedding": Parameter("embedding", parse_bool),
-    "pooling_type": Parameter("pooling_type", _choice(mean=1, cls=2, last=3)),
-    "chat_template": Parameter("chat_template", _template),
-    "reasoning_format": Parameter("reasoning_format", _choice(none=0, auto=1, deepseek_legacy=2, deepseek=3)),
-    "n_predict": Parameter("n_predict", _whole(-1)),
-    "seed": Parameter("sampling.seed", _seed),
-    "last_n_tokens_size": Parameter("sampling.penalty_last_n", _whole(-1)),
-    "verbose": Parameter("verbosity", _verbosity),
+_MAIN = (Task.CHAT, Task.COMPLETION, Task.RESPONSES)
+_EVERY = (Task.TOKENIZE, Task.DETOKENIZE)
+_READY: Mapping[Task, tuple[str, dict[str, Any]]] = {
+    Task.EMBEDDING: ("/v1/embeddings", {"input": "a"}),
+    Task.RERANK: ("/v1/rerank", {"query": "a", "documents": ["a"]}),
 }
+_GENERATES = ("/v1/completions", {"prompt": "a", "max_tokens": 1})
 
-# Names that people know from llama.cpp or llama-cpp-python, and what stands in their place.
-ELSEWHERE: Mapping[str, str] = {
-    "chat_format": "Use chat_template; without it the template in the model's own file is used.",
-    "n_parallel": "Use --worker_concurrency.",
-    "model_path": "Use --model_path.",
-    "lora_base": "llama.cpp applies lora_path to the model as it is.",
+# What its log says at verbosity 3, the oldest first.
+_PHASES: Mapping[str, str] = {
+    "load_model: loading model '": "loading weights",
+    "loading draft model '": "loading the draft model's weights",
+    "llama threadpool init": "warming up",
+    "initializing, n_slots": "preparing its slots",
 }
+_CAUSES: tuple[tuple[str, str], ...] = (
+    (r"unknown model architecture: '(.*?)'", "This llama.cpp does not know the architecture {0}: a newer one may."),
+    (
+        r"allocating ([\d.]+) MiB on device (\d+): \S+ failed: out of memory",
+        "Out of memory: GPU {1} has no {0} MiB left. Fewer n_gpu_layers, a smaller n_ctx or fewer slots need less.",
+    ),
+    (
+        r"insufficient memory \(attempted to allocate ([\d.]+) MB\)",
+        "Out of memory: {0} MB could not be had. A smaller n_ctx or fewer slots need less.",
+    ),
+    (r"tensor '(.*?)' (?:not found|data is not within)", "The model's file lacks the tensor {0}."),
+    (
+        r"mismatch between text model \(n_embd = (\d+)\) and mmproj \(n_embd = (\d+)\)",
+        "mmproj belongs to another model: its vectors have {1} numbers, those of the model {0}.",
+    ),
+    (r"Failed to load CLIP model from (.+)", "mmproj={0} is no projector that this llama.cpp knows."),
+    (r"failed to apply lora adapter: (.+)", "lora_path does not fit the model: {0}."),
+    (r"chat template parsing error: (.+)", "chat_template cannot be used: {0}."),
+)
 
 
 class LlamaCpp:
@@ -207,41 +114,44 @@ class LlamaCpp:
                 f"--worker_concurrency {slots} is more than the {MAX_SLOTS} slots of llama.cpp.",
                 param="worker_concurrency",
             )
-        values = _read_all(spec.infer_params)
-        tasks = (Task.EMBEDDING,) if values.get("embedding") else (Task.CHAT, Task.COMPLETION, Task.RESPONSES)
-        _combine(values)
+        values = read_parameters(spec.infer_params)
+        tasks = _tasks(values)
         _add_defaults(values, spec)
-        if values.get("n_ctx", 0) * slots > _INT32:
+        if values.get("n_ctx", 0) * slots > INT32:
             raise InvalidInput(
                 f"n_ctx={values['n_ctx']} for each of {slots} slots is more than llama.cpp can have.",
                 param="n_ctx",
             )
-        return EngineOptions(model_path=spec.model_path, slots=slots, tasks=tasks, values=values)
+        return EngineOptions(
+            model_path=spec.model_path,
+            slots=slots,
+            tasks=tasks,
+            values=values,
+            warnings=_warnings(spec, values),
+            wire=self.name,
+        )
 
     def check(self, options: EngineOptions) -> Memory | None:
         """Look for the engine, and read the heads of the model's files. Blocks for some tenths of a second.
 
         Raises:
             EngineMissing: xllamacpp is not installed.
-            InvalidInput: a file is missing, is no GGUF, or was cut short.
+            InvalidInput: a file is missing, is no GGUF, was cut short, or is not what it is given for.
         """
-        if importlib.util.find_spec("xllamacpp") is None:
-            raise EngineMissing("The engine llama_cpp is not installed.", hint="Run: pip install 'byzerllm[llama-cpp]'")
-        gguf.check_model(options.model_path)
-        for path, _ in options.values.get("lora_adapters", ()):
-            if not Path(path).is_file():
-                raise InvalidInput(
-                    f"lora_path={path} does not exist.",
-                    hint="Give the whole path: the server runs in another folder.",
-                    param="lora_path",
-                )
-            gguf.check_model(path)
-        return None
+        if not _is_installed(options.python):
+            raise EngineMissing("The engine llama_cpp is not installed.", hint="Run: byzerllm engine install llama_cpp")
+        header = gguf.check_model(options.model_path)
+        _check_use(options, header)
+        return _memory(options, header, header.size + _check_more(options.values, options.model_path))
 
     def phase(self, line: str) -> str | None:
-        return None
+        return next((said for words, said in _PHASES.items() if words in line), None)
 
     def cause(self, tail: str) -> str | None:
+        for pattern, said in _CAUSES:
+            found = re.search(pattern, tail)
+            if found:
+                return said.format(*(text.strip().rstrip(".") for text in found.groups()))
         return None
 
     def command(self, options: EngineOptions, host: str, port: int, token: str) -> Launch:
@@ -254,44 +164,138 @@ class LlamaCpp:
             "port": port,
             "token": token,
         }
-        embedding = options.task is Task.EMBEDDING
-        body = {"input": "a"} if embedding else {"prompt": "a", "max_tokens": 1}
+        path, body = _READY.get(options.task, _GENERATES)
         return Launch(
-            argv=(sys.executable, "-m", HOST),
+            argv=host_command(options.python, HOST),
             env={OPTIONS_VARIABLE: json.dumps(handed)},
-            ready_path="/v1/embeddings" if embedding else "/v1/completions",
+            ready_path=path,
             ready_body=json.dumps(body).encode(),
         )
 
 
-def _read_all(params: Mapping[str, str]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for name, text in params.items():
-        if name in ELSEWHERE:
-            raise InvalidInput(f"{name} is no parameter of llama_cpp.", hint=ELSEWHERE[name], param=name)
-        parameter = PARAMETERS.get(name)
-        if parameter is None:
-            raise unknown("llama_cpp parameter", name, PARAMETERS, param=name)
-        values[parameter.attribute] = parameter.read(name, text)
-    return values
-
-
-def _combine(values: dict[str, Any]) -> None:
-    """Put in llama.cpp's form what it has under one name and users under two."""
-    if "use_mmap" in values or "use_mlock" in values:
-        # llama_load_mode: 0 none, 1 mmap, 2 mlock, 3 both
-        values["load_mode"] = values.pop("use_mmap", True) + 2 * values.pop("use_mlock", False)
-    scale = values.pop("lora_scale", 1.0)
-    if "lora_path" in values:
-        values["lora_adapters"] = [(str(Path(values.pop("lora_path")).expanduser()), scale)]
+def _tasks(values: dict[str, Any]) -> tuple[Task, ...]:
+    if values.get("pooling_type") == gguf.POOLING_RANK:
+        return (Task.RERANK, Task.SCORE, *_EVERY)
+    if values.get("embedding"):
+        return (Task.EMBEDDING, *_EVERY)
+    if values.get("chat_template") == NO_TEMPLATE:
+        del values["chat_template"]
+        return (Task.COMPLETION, *_EVERY)
+    return (*_MAIN, *_EVERY)
 
 
 def _add_defaults(values: dict[str, Any], spec: DeploymentSpec) -> None:
     values["model_alias"] = spec.name
     values.setdefault("n_gpu_layers", 0)
+    if "speculative.types" in values:
+        values.setdefault(PARAMETERS["n_gpu_layers_draft"].attribute, values["n_gpu_layers"])
     values.setdefault("cache_ram_mib", DEFAULT_CACHE_RAM)
-    values.setdefault("verbosity", _VERBOSITY[True])
+    values.setdefault("verbosity", VERBOSITY[True])
     if spec.cpus_per_worker >= 1:
         values.setdefault("cpuparams.n_threads", int(spec.cpus_per_worker))
     # Which machine it will be is not known here: the process itself counts the cores and takes its share.
     values["sharers"] = spec.num_workers
+    values["gpus"] = spec.gpus_per_worker
+
+
+def _warnings(spec: DeploymentSpec, values: Mapping[str, Any]) -> tuple[str, ...]:
+    if values["n_gpu_layers"] and not spec.gpus_per_worker and sys.platform != "darwin":
+        return ("n_gpu_layers has no effect: the instance has no GPU (--gpus_per_worker is 0).",)
+    return ()
+
+
+def _is_installed(python: str) -> bool:
+    """Whoever chose another environment than this one has seen that the engine is in it."""
+    return python != sys.executable or importlib.util.find_spec("xllamacpp") is not None
+
+
+def _check_use(options: EngineOptions, header: gguf.Header) -> None:
+    """Refuse a model that is for something else than the parameters say."""
+    path, wanted = options.model_path, options.task
+    if header.kind != "model":
+        name = "lora_path" if header.kind == "adapter" else header.kind
+        raise InvalidInput(
+            f"--model_path {path} is no model but a part of one.",
+            hint=f"Give it as {name}=, and the model it belongs to as --model_path.",
+            param="model_path",
+        )
+    if header.pooling_type == gguf.POOLING_RANK and wanted is not Task.RERANK:
+        raise InvalidInput(f"{path} is a reranker.", hint="Add reranking=true.", param="reranking")
+    if header.pooling_type and wanted not in (Task.EMBEDDING, Task.RERANK):
+        raise InvalidInput(f"{path} is an embedding model.", hint="Add embedding=true.", param="embedding")
+    if wanted is Task.CHAT and not header.has_template and "chat_template" not in options.values:
+        raise InvalidInput(
+            f"{path} has no chat template (tokenizer.chat_template).",
+            hint="Add chat_template=FILE.jinja with the one it was trained on, chatml if that is the one, or"
+            f" chat_template={NO_TEMPLATE} for completions only.",
+            param="chat_template",
+        )
+    template = options.values.get("chat_template", "")
+    if template.endswith(".jinja") and not Path(template).is_file():
+        raise _not_there("chat_template", template)
+
+
+def _check_more(values: Mapping[str, Any], model_path: str) -> int:
+    """The bytes of the files beside the model."""
+    size = sum(_check_file("lora_path", path, "adapter").size for path, _ in values.get("lora_adapters", ()))
+    if _PROJECTOR in values:
+        size += _check_file("mmproj", values[_PROJECTOR], "mmproj").size
+    if _DRAFT in values:
+        draft = _check_file("model_draft", values[_DRAFT], "model")
+        _check_vocabulary(values[_DRAFT], model_path)
+        size += draft.size
+    return size
+
+
+def _check_vocabulary(draft: str, model: str) -> None:
+    """A draft model must have the model's words but for the first few, and a few more or less; llama.cpp would go on
+    without it, and without a word."""
+    mine, others = gguf.vocabulary(draft), gguf.vocabulary(model)
+    shared = slice(_FREE_WORDS, min(len(mine), len(others)))
+    if mine[shared] != others[shared] or abs(len(mine) - len(others)) > _MORE_WORDS:
+        raise InvalidInput(
+            f"model_draft={draft} has another vocabulary than the model.",
+            hint="Take a smaller model of the same family.",
+            param="model_draft",
+        )
+
+
+def _check_file(name: str, path: str, kind: str) -> gguf.Header:
+    if not Path(path).is_file():
+        raise _not_there(name, path)
+    header = gguf.check_model(path)
+    if header.kind != kind:
+        raise InvalidInput(f"{name}={path} is of the kind {header.kind!r}, not {kind!r}.", param=name)
+    return header
+
+
+def _not_there(name: str, path: str) -> InvalidInput:
+    hint = "Give the whole path: the server runs in another folder."
+    return InvalidInput(f"{name}={path} does not exist.", hint=hint, param=name)
+
+
+def _memory(options: EngineOptions, header: gguf.Header, weights: int) -> Memory | None:
+    """What must fit at least; None where the layers may lie on GPUs and beside them."""
+    values = options.values
+    layers = values["n_gpu_layers"]
+    on_gpu = bool(values["gpus"]) and layers != 0
+    if on_gpu and layers <= header.layers:  # the output counts as one more layer
+        return None
+    split = [share for share in values.get("tensor_split", ()) if share]
+    shares = 1 if values.get("split_mode") == 0 else len(split) or math.ceil(values["gpus"]) or 1
+    mapped = not on_gpu and values.get("load_mode", _MAPPED) & _MAPPED != 0
+    return Memory(weights, _cache_bytes(options, header), on_gpu, shares if on_gpu else 1, mapped)
+
+
+def _cache_bytes(options: EngineOptions, header: gguf.Header) -> int:
+    if header.cache is None:
+        return 0
+    values = options.values
+    tokens = gguf.slot_context(header, values.get("n_ctx"))
+    if header.cache.window and not values.get("swa_full"):
+        tokens = min(tokens, header.cache.window)
+    size = 0.0
+    for numbers, name in ((header.cache.keys, "cache_type_k"), (header.cache.values, "cache_type_v")):
+        block, width = gguf.BLOCKS[values.get(name, _F16)]
+        size += numbers * width / block
+    return int(size * tokens * options.slots)

@@ -123,6 +123,7 @@ class Admin:
             # without a wait it is the outcome: the client leaves on it, which would undo what is not done yet
             accepted=(lambda: emit({"event": "accepted"})) if request.wait else (lambda: None),
             notify=_progress(emit),
+            note=lambda message: emit({"event": "note", "message": message}),
             warn=lambda message: emit({"event": "warning", "message": message}),
         )
         log.info("%s is %s", request.spec.name, _WORDS[outcome])

@@ -18,11 +18,11 @@ from byzerllm.gateway.metrics import CONTENT_TYPE, Metrics
 from byzerllm.gateway.requests import Cors
 from byzerllm.routing.instance import Instance
 from byzerllm.routing.table import Table
-from byzerllm.wire.openai import PATHS, error_body
+from byzerllm.wire.openai import SURFACES, error_body
 
 log = logging.getLogger(__name__)
 
-_MODEL_PATHS = {f"/v1{path}": task for task, path in PATHS.items()}
+_MODEL_PATHS = {path: task for task, path in SURFACES.items()}
 
 
 @dataclass(frozen=True)

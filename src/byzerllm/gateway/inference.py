@@ -18,6 +18,7 @@ from byzerllm.gateway.http import JSON, ClientGone, Header, Receive, Scope, Send
 from byzerllm.gateway.media import relay_media
 from byzerllm.gateway.passthrough import pass_through
 from byzerllm.gateway.protocol import BoundedProtocol
+from byzerllm.gateway.steps import take_steps
 from byzerllm.gateway.translation import translate
 from byzerllm.relay.pool import Pool
 from byzerllm.routing.failover import retry_delay
@@ -26,7 +27,7 @@ from byzerllm.routing.table import Table
 from byzerllm.routing.worker import Media, PassThrough, Translated, Worker
 from byzerllm.wire.base import Request, Task, decode_request
 from byzerllm.wire.multipart import decode_form
-from byzerllm.wire.openai import PATHS, error_body, error_event, internal_error
+from byzerllm.wire.openai import SURFACES, error_body, error_event, internal_error
 
 log = logging.getLogger(__name__)
 
@@ -149,6 +150,10 @@ class Inference:
         call.waited = waited
         _check_task(call.request.task, call.instance, worker)  # it may have become another while the request waited
         if isinstance(upstream, PassThrough):
+            adapter = upstream.wire.adapters.get(call.request.task)
+            steps = adapter(call.request, upstream.model, int(time.time())) if adapter is not None else None
+            if steps is not None:
+                return await take_steps(self._pool, call, worker, upstream, steps, extra)
             return await pass_through(self._pool, call, worker, upstream, extra)
         if isinstance(upstream, Media):
             return await relay_media(self._pool, call, worker, upstream, extra)
@@ -171,16 +176,14 @@ def _decode(task: Task, content_type: bytes | None, body: bytes, served_model: s
 
 
 def _check_task(task: Task, instance: Instance, *workers: Worker) -> None:
-    """What a model is not for is refused here; of a chat model its upstream tells what else it has."""
+    """Refuse what the instance is not for; without a worker nobody can tell yet."""
     if task is instance.task:
         return
-    has = [instance.task]
-    if instance.task is Task.CHAT:
-        has = [t for t in Task if all(t in w.upstream.tasks for w in workers)]
+    has = [t for t in Task if all(t in w.upstream.tasks for w in workers)]
     if task not in has:
         raise InvalidInput(
             f"{instance.name} has no {task.value}. It has: {', '.join(t.value for t in has)}.",
-            hint=f"Use {' or '.join(f'/v1{PATHS[t]}' for t in has)}.",
+            hint=f"Use {' or '.join(SURFACES[t] for t in has)}.",
         )
 
 

@@ -103,7 +103,8 @@ def document() -> dict[str, Any]:
         "properties": {
             "event": {
                 "enum": [
-                    "accepted", "progress", "warning", "ready", "unchanged", "gone", "listening", "done", "failed",
+                    "accepted", "progress", "note", "warning", "ready", "unchanged", "gone", "listening", "done",
+                    "failed",
                 ]
             },
             "message": {"type": "string"},

@@ -26,6 +26,7 @@ from byzerllm.control.controller import Controller
 from byzerllm.control.names import Names, NoNames
 from byzerllm.control.secrets import FileMemory, Memory, Secrets
 from byzerllm.control.store import Store
+from byzerllm.engines.environments import Environments
 from byzerllm.errors import ByzerError, InternalError
 from byzerllm.gateway.access import Access, Keys
 from byzerllm.gateway.admin import Admin
@@ -85,6 +86,7 @@ class Server:
             pool=self._pool,
             store=self._store,
             runtime=ground.runtime,
+            engines=Environments(settings.engines),
             names=ground.names,
             secrets=Secrets(ground.memory),
             mock_url=self._mock_url,

@@ -13,7 +13,7 @@ from byzerllm.relay.connection import Exchange
 from byzerllm.relay.pool import Pool
 from byzerllm.relay.target import Target, header_lines, merged, request_head, standard_headers
 from byzerllm.spec import Timeouts
-from byzerllm.wire.base import BAD_JSON, FrameTranslator, Outgoing, Task, Translator, Vendor, Wire
+from byzerllm.wire.base import BAD_JSON, FrameTranslator, Outgoing, Step, Task, Translator, Vendor, Wire
 from byzerllm.wire.media import MediaFormat
 from byzerllm.wire.multipart import Form
 
@@ -44,11 +44,13 @@ class Upstream(ABC):
 
 @dataclass(frozen=True)
 class PassThrough(Upstream):
-    """An upstream that speaks what clients speak. ``heads`` has a request head a task, ready but for the length."""
+    """An upstream that speaks what clients speak. ``heads`` has a request head a task, ready but for the length;
+    ``lines`` are the headers of a request that its format makes in steps."""
 
     wire: Wire
     heads: Mapping[Task, bytes] = field(repr=False)
     defaults: Mapping[str, msgspec.Raw] = field(default_factory=dict)
+    lines: bytes = field(default=b"", repr=False)
 
     @property
     def tasks(self) -> Collection[Task]:
@@ -57,6 +59,11 @@ class PassThrough(Upstream):
     def request(self, task: Task, body: bytes) -> bytes:
         """The whole request as it goes over the wire."""
         return b"%b%d\r\n\r\n%b" % (self.heads[task], len(body), body)
+
+    def step(self, step: Step) -> bytes:
+        """The same for one step of several."""
+        head = request_head(step.method, self.target, step.path, self.lines)
+        return b"%bContent-Length: %d\r\n\r\n%b" % (head, len(step.body), step.body)
 
     def form(self, form: Form) -> bytes:
         """The same for a request that is a form."""
@@ -69,9 +76,10 @@ class PassThrough(Upstream):
 class Foreign(Upstream):
     """An upstream with a format of its own. ``prefix``, ``query`` and ``headers`` (the key and the owner's own, which
     go before the format's) make a request's head; ``defaults`` are top-level fields for what the format left open;
-    ``sign`` adds what depends on the request or the time."""
+    ``sign`` adds what depends on the request or the time; ``task`` is what the model is for."""
 
     vendor: Vendor = field(repr=False)
+    task: Task
     prefix: str
     headers: Mapping[str, str] = field(repr=False)
     query: str = field(default="", repr=False)
@@ -119,7 +127,7 @@ class Translated(Foreign):
 
     @property
     def tasks(self) -> Collection[Task]:
-        return self.wire.tasks
+        return self.wire.tasks if self.task is Task.CHAT else (self.task,)
 
     async def open(self, pool: Pool, outgoing: Outgoing) -> Exchange:
         """Send the request and wait for the head of its answer. The caller must give the exchange back to the pool.
@@ -155,7 +163,7 @@ class Media(Foreign):
 
     @property
     def tasks(self) -> Collection[Task]:
-        return self.wire.tasks
+        return (self.task,)
 
 
 class Worker:

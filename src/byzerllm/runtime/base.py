@@ -75,6 +75,18 @@ class Capacity(msgspec.Struct, frozen=True):
     gpus: float
 
 
+class Room(msgspec.Struct, frozen=True):
+    """Memory in bytes, of a machine or of one GPU. ``holders`` say what has the rest, in words fit for a person."""
+
+    free: int
+    total: int
+    holders: tuple[str, ...] = ()
+
+    def with_free(self, free: int) -> Room:
+        """The same with so much free."""
+        return msgspec.structs.replace(self, free=free)
+
+
 class Runtime(Protocol):
     """Starts, watches and stops engine processes, and gives each its share of the machine. Every call is idempotent."""
 
@@ -91,6 +103,14 @@ class Runtime(Protocol):
 
     def has_room(self, need: Need) -> bool:
         """Whether one worker more would be placed at once, as far as is known. Never blocks."""
+        ...
+
+    async def memory(self, spec: DeploymentSpec, workers: int, *, on_gpu: bool) -> Room | None:
+        """What so many workers more of ``spec`` find free: all together in a machine's memory, or the worst placed of
+        them on each of its GPUs, where what older workers of the same instance hold counts as free: they leave.
+
+        None where it cannot be told from here.
+        """
         ...
 
     async def reserve(self, spec: DeploymentSpec, workers: int) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from byzerllm.errors import InvalidInput
-from byzerllm.runtime import capacity
+from byzerllm.runtime import capacity, memory
+from byzerllm.runtime.base import Room
 from byzerllm.runtime.ledger import Ledger
 from byzerllm.runtime.local import LocalProcesses
 
@@ -45,6 +47,20 @@ class EmbeddedRuntime:
     def has_room(self, need: Need) -> bool:
         """Whether one worker more would get its GPUs."""
         return self._ledger.has_room(need.gpus)
+
+    async def memory(self, spec: DeploymentSpec, workers: int, *, on_gpu: bool) -> Room | None:
+        """What so many workers more of ``spec`` find free; None where the GPUs' driver does not tell."""
+        if not on_gpu:
+            return await asyncio.to_thread(memory.machine)
+        found = await asyncio.to_thread(memory.devices)
+        rooms = {name: device.room for device in found for name in (device.index, device.uuid)}
+        places = []
+        for number, is_own in self._ledger.places(spec).items():
+            room = rooms.get(self._gpus[number])
+            if room is None:
+                return None
+            places.append(Room(room.total, room.total) if is_own else room)
+        return memory.of_workers(places, spec.gpus_per_worker, workers)
 
     async def reserve(self, spec: DeploymentSpec, workers: int) -> str:
         """Nothing: a SaaS worker takes none of this machine."""

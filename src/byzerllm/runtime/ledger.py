@@ -50,6 +50,19 @@ class Ledger:
         """Whether one worker more would get its GPUs."""
         return wanted <= 0 or assign_gpus(self._free(), wanted) is not None
 
+    def places(self, spec: DeploymentSpec) -> dict[int, bool]:
+        """The GPUs that new workers of ``spec`` may get, and whether older ones of its own are on them, which leave."""
+        wanted = min(spec.gpus_per_worker, 1.0)
+        free = {device: 1.0 for device in range(int(self.capacity.gpus))} if wanted > 0 else {}
+        own = set()
+        for worker_id, (devices, share) in self._taken.items():
+            for device in devices:
+                if worker_id.rsplit(".", 2)[0] == spec.name:
+                    own.add(device)
+                elif device in free:
+                    free[device] -= min(share, 1.0)
+        return {device: device in own for device, left in free.items() if left + 1e-9 >= wanted}
+
     def admit(self, spec: DeploymentSpec, others: Iterable[DeploymentSpec]) -> None:
         """Refuse what can never run beside the others. SaaS workers are no processes: each only has to fit alone.
 

@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ROTATE_AT = 10 * 1024 * 1024
-LAST_WORDS_LINES = 20
-LAST_WORDS_BYTES = 4096
+LAST_WORDS_LINES = 400  # the cause may stand before the tracebacks of several processes
+LAST_WORDS_BYTES = 32 * 1024
 _BLOCK = 64 * 1024
-_START = b"==== byzerllm: worker "
+START_LINE = b"==== byzerllm: worker "
 
 
 class WorkerLog:
@@ -34,22 +34,22 @@ class WorkerLog:
                 self.path.replace(self.path.with_name(self.path.name + ".1"))
         file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         now = time.strftime("%Y-%m-%d %H:%M:%S").encode()
-        os.write(file, _START + worker_id.encode() + b" started at " + now + b"\n")
+        os.write(file, START_LINE + worker_id.encode() + b" started at " + now + b"\n")
         return file
 
     def last_words(self) -> str:
-        """The last 20 lines of the latest start, at most 4 KiB; empty if it said nothing."""
+        """The last 400 lines of the latest start, at most 32 KiB; empty if it said nothing."""
         try:
             file = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             return ""
         try:
             size = os.fstat(file).st_size
-            read = LAST_WORDS_BYTES + len(_START)
+            read = LAST_WORDS_BYTES + len(START_LINE)
             text = os.pread(file, read, max(0, size - read))
         finally:
             os.close(file)
-        start = text.rfind(_START)
+        start = text.rfind(START_LINE)
         if start >= 0:
             text = text[start:].partition(b"\n")[2]
         elif size > read:

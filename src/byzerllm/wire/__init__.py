@@ -1,4 +1,4 @@
-"""Wire formats by name. A new format is one file here and one line in ``WIRES``, ``TRANSLATORS`` or ``MEDIA``."""
+"""Wire formats by name. A new format is one file here and one line in one of the tables."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ from importlib import import_module
 
 from byzerllm.errors import InvalidInput
 from byzerllm.wire.base import Translator, Wire
+from byzerllm.wire.engine import EngineWire
+from byzerllm.wire.llama_cpp import LlamaCppWire
 from byzerllm.wire.media import MediaFormat
 from byzerllm.wire.openai import OpenAIWire
 
 WIRES: dict[str, Wire] = {"openai": OpenAIWire()}
+
+# What the servers of engines speak; no vendor's table can name these.
+ENGINE_WIRES: dict[str, Wire] = {"engine": EngineWire(), "llama_cpp": LlamaCppWire()}
 
 # Format -> module and class, imported when an instance needs it.
 TRANSLATORS: dict[str, tuple[str, str]] = {

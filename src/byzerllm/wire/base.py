@@ -5,7 +5,7 @@ A format is one file beside this one and one line in ``wire/__init__.py``. Nothi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
@@ -26,10 +26,13 @@ class Task(str, Enum):
     COMPLETION = "completion"
     EMBEDDING = "embedding"
     RERANK = "rerank"
+    SCORE = "score"
     RESPONSES = "responses"
     SPEECH = "speech"
     TRANSCRIPTION = "transcription"
     IMAGE = "image"
+    TOKENIZE = "tokenize"
+    DETOKENIZE = "detokenize"
 
 
 class Usage(NamedTuple):
@@ -136,6 +139,23 @@ class Outgoing(NamedTuple):
     headers: Mapping[str, str] = {}
 
 
+class Step(NamedTuple):
+    """One exchange with an upstream; ``path`` is below the base URL."""
+
+    method: str
+    path: str
+    body: bytes = b""
+
+
+Steps = Generator[Step, bytes, bytes]
+"""An answer that takes several exchanges, or other bytes than the client's: each step is sent the upstream's answer to
+it, and what is returned is the client's."""
+
+Adapter = Callable[["Request", str, int], "Steps | None"]
+"""From a request, the upstream's name of the model and the Unix time to its steps. None: this one may pass through.
+Raises ``InvalidInput`` for what the upstream cannot do."""
+
+
 class Translator(Protocol):
     """A format that is not OpenAI's: requests are decoded and encoded anew, answers go through neutral events."""
 
@@ -208,4 +228,9 @@ class Wire(Protocol):
 
     def stream_end(self, tail: bytes, task: Task) -> StreamEnd:
         """Whether a stream that answered such a task and ended with these bytes is whole."""
+        ...
+
+    @property
+    def adapters(self) -> Mapping[Task, Adapter]:
+        """For the tasks where the format is not quite the clients'."""
         ...

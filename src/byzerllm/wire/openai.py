@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from byzerllm.errors import ByzerError, InternalError, UpstreamError
-from byzerllm.wire.base import BAD_JSON, Request, StreamEnd, Task, Usage, with_model
+from byzerllm.wire.base import BAD_JSON, Adapter, Request, StreamEnd, Task, Usage, with_model
 from byzerllm.wire.in_band import in_band_status
 
 PATHS = {
@@ -20,10 +20,16 @@ PATHS = {
     Task.COMPLETION: "/completions",
     Task.EMBEDDING: "/embeddings",
     Task.RERANK: "/rerank",  # not OpenAI's: what Cohere, Jina and the servers that follow them have in common
+    Task.SCORE: "/score",  # vLLM's
     Task.RESPONSES: "/responses",
     Task.SPEECH: "/audio/speech",
     Task.TRANSCRIPTION: "/audio/transcriptions",
     Task.IMAGE: "/images/generations",
+}
+# As clients call them. The last two are vLLM's, and not below a version.
+SURFACES = {task: f"/v1{path}" for task, path in PATHS.items()} | {
+    Task.TOKENIZE: "/tokenize",
+    Task.DETOKENIZE: "/detokenize",
 }
 DONE = b"data: [DONE]\n\n"
 
@@ -47,6 +53,7 @@ class OpenAIWire:
     """Pass-through: only the model's name changes on the way up, nothing on the way down."""
 
     name = "openai"
+    adapters: Mapping[Task, Adapter] = {}
 
     def path(self, task: Task) -> str | None:
         return PATHS.get(task)

@@ -6,19 +6,20 @@ the next one takes it back. It imports little: its memory is the model's.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import select
 import signal
 import stat
 import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
 from byzerllm.engines import cpus, gguf
 from byzerllm.errors import InvalidInput
 
 OPTIONS_VARIABLE = "BYZERLLM_ENGINE"
-DEFAULT_N_CTX = 4096
 POOLING_MEAN = 1
 DEFAULT_BATCH = 2048
 MAX_DEVICES = 128
@@ -45,17 +46,18 @@ def main() -> NoReturn:
 def _complete(values: dict[str, Any], slots: int, header: gguf.Header) -> dict[str, Any]:
     """Fill in what depends on the model and on this machine."""
     values = dict(values)
-    asked = values.get("n_ctx", DEFAULT_N_CTX)
-    trained = header.context_length or asked or DEFAULT_N_CTX
-    per_slot = min(asked or trained, trained)  # more would be reserved, but never used
-    if values.get("n_ctx", 0) > trained:
-        _say(f"the model was trained for {trained} tokens: using these instead of n_ctx={asked}")
-    values["n_ctx"] = per_slot * slots
+    asked = values.get("n_ctx")
+    context = gguf.slot_context(header, asked)
+    if asked and asked > context:
+        _say(f"the model was trained for {context} tokens: using these instead of n_ctx={asked}")
+    values["n_ctx"] = context * slots
     values["n_parallel"] = slots
     share = max(1, cpus.physical() // values.pop("sharers"))
     threads = values.setdefault("cpuparams.n_threads", share)
     values.setdefault("cpuparams_batch.n_threads", threads)
     values["fit_params"] = values["n_gpu_layers"] < 0  # else it would change what was asked for
+    if values.get("chat_template", "").endswith(".jinja"):
+        values["chat_template"] = Path(values["chat_template"]).read_text("utf-8")
     if values.get("embedding"):
         # An embedding is computed in one piece: what does not fit into the physical batch would be refused.
         values["n_ubatch"] = values["n_batch"] = values.get("n_batch", DEFAULT_BATCH)
@@ -69,6 +71,11 @@ def _serve(model: str, values: dict[str, Any], given: dict[str, Any]) -> Any:
         import xllamacpp
     except ImportError as error:
         _fail(f"xllamacpp cannot be imported: {error}. Run: pip install 'byzerllm[llama-cpp]'")
+    if values.pop("gpus") and values["n_gpu_layers"] and not _has_gpu(xllamacpp):
+        _fail(
+            "n_gpu_layers needs an xllamacpp that was built for this machine's GPU; this one knows none. Install such a"
+            " build (https://github.com/xorbitsai/xllamacpp), or deploy without n_gpu_layers"
+        )
     params = xllamacpp.CommonParams()
     adapters = values.pop("lora_adapters", [])
     params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(path, scale) for path, scale in adapters]
@@ -77,11 +84,18 @@ def _serve(model: str, values: dict[str, Any], given: dict[str, Any]) -> Any:
     values["model_alias"] = {values["model_alias"]}
     for name, value in {**values, **_private(model, given)}.items():
         *path, attribute = name.split(".")
-        setattr(getattr(params, path[0]) if path else params, attribute, value)
+        setattr(functools.reduce(getattr, path, params), attribute, value)
     try:
         return xllamacpp.Server(params)
     except (RuntimeError, ValueError, OverflowError) as error:
         _fail(f"llama.cpp could not load {model} ({str(error).rstrip('.')}); the lines above say why")
+
+
+def _has_gpu(xllamacpp: Any) -> bool:
+    return any(
+        device["type"] != xllamacpp.ggml_backend_dev_type.GGML_BACKEND_DEVICE_TYPE_CPU
+        for device in xllamacpp.get_device_info()
+    )
 
 
 def _private(model: str, given: dict[str, Any]) -> dict[str, Any]:

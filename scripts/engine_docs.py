@@ -1,0 +1,120 @@
+"""Writes docs/engines.md from the engines' own tables. With ``--check`` it only says whether the page is up to date."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from importlib import import_module
+from pathlib import Path
+
+from byzerllm.engines import names
+from byzerllm.engines.recipes import TESTED, recipe
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "engines.md"
+
+# Of each engine: the models it runs, and what it is best at.
+_ABOUT = {
+    "vllm": ("model folders, names on the Hugging Face hub", "many requests at once on GPUs; the first choice there"),
+    "llama_cpp": ("GGUF files", "quantised models, machines without a GPU, a quick start"),
+    "transformers": ("model folders of every task", "speech, images, and models that no other engine knows"),
+    "deepspeed": ("model folders of text models", "kernel injection, and one model over several ranks; vllm is better"),
+}
+# Where the names of an engine's parameters are: a mapping in one of its modules, and what stands before each name.
+_PARAMETERS = {
+    "vllm": ("vllm_arguments:FORMS", "backend."),
+    "llama_cpp": ("llama_cpp_parameters:PARAMETERS", ""),
+    "transformers": ("hf_parameters:TRANSFORMERS", "backend."),
+    "deepspeed": ("hf_parameters:DEEPSPEED", "backend."),
+}
+
+HEAD = """# Engines
+
+What runs the weights of a private instance: `--infer_backend NAME`. This page is written by `scripts/engine_docs.py`
+from the tables in `src/byzerllm/engines/`.
+
+Without `--infer_backend` the engine is chosen, and said: `llama_cpp` for a GGUF file; `vllm` for a model folder whose
+workers have GPUs (`--gpus_per_worker`); else `transformers`. The older types, such as `custom/bge`, are run by
+`transformers`.
+
+```bash
+byzerllm deploy --pretrained_model_type custom/auto --infer_backend vllm --model_path /models/zephyr-7b \\
+  --gpus_per_worker 1 --infer_params backend.max_model_len=28000 --model zephyr_7b_chat
+```
+
+* A model is looked at before anything is started: files that are missing or cut short are named, and what cannot fit
+  into memory is refused with the numbers. `--no_verify` makes a warning of that.
+* While a worker starts, `deploy` and `stat --detail` say what it does. It is ready when it has answered a real request.
+* If it fails, the cause comes first, then the last lines of its log; `byzerllm logs` has all of them.
+
+## Installing
+
+```bash
+byzerllm engine install vllm
+byzerllm engine list
+```
+
+Each engine gets a virtual environment of its own below `$BYZERLLM_HOME/engines/`, as they pin each other's neighbours;
+the versions that pip chose are kept there in `installed.json`. An engine without one is used from the environment that
+byzerllm itself is installed in, if it is there. pip's own settings (`PIP_*`, `pip.conf`) hold; where they name no
+further source, builds of PyTorch for CPUs come from `download.pytorch.org` on machines without a GPU.
+
+"""
+
+
+def render() -> str:
+    """The whole page."""
+    parts = [HEAD, *_engine_table(), "", *_version_table(), ""]
+    for name in _ABOUT:
+        parts += [f"## {name}", "", _description(name), "", *_parameters(name), ""]
+    return "\n".join(parts).replace("\n\n\n", "\n\n").rstrip("\n") + "\n"
+
+
+def _engine_table() -> list[str]:
+    rows = ["| engine | runs | for | Python | without a GPU | with one |", "|---|---|---|---|---|---|"]
+    for name, (models, best) in _ABOUT.items():
+        on_cpu, on_gpu = (recipe(name, cuda=cuda) for cuda in (False, True))
+        pythons = " to ".join(".".join(map(str, version)) for version in on_gpu.pythons)
+        cells = (f"`{name}`", models, best, pythons, f"`{on_cpu.main}`", f"`{on_gpu.main}`")
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
+def _version_table() -> list[str]:
+    rows = [
+        "The versions that the tests ran with, which `byzerllm engine install` takes without `--version`:",
+        "",
+        "| package | version | why this one |",
+        "|---|---|---|",
+    ]
+    return rows + [f"| `{package}` | {pin.version} | {pin.reason} |" for package, pin in TESTED.items()]
+
+
+def _description(name: str) -> str:
+    """What the engine's module says of itself, in the page's markup."""
+    text = inspect.getdoc(import_module(f"byzerllm.engines.{name}")) or ""
+    return re.sub(r"``(.+?)``", r"`\1`", text)
+
+
+def _parameters(name: str) -> list[str]:
+    place, prefix = _PARAMETERS[name]
+    module, _, table = place.partition(":")
+    known = sorted(getattr(import_module(f"byzerllm.engines.{module}"), table))
+    return ["Parameters that it knows:", "", " ".join(f"`{prefix}{parameter}`" for parameter in known)]
+
+
+def main() -> int:
+    """Write the page, or compare it; returns the exit code."""
+    assert sorted(_ABOUT) == list(names()), "an engine is missing here"
+    text = render()
+    if "--check" in sys.argv[1:]:
+        same = PAGE.exists() and PAGE.read_text("utf-8") == text
+        print(f"{PAGE.name} is {'up to date' if same else 'not up to date: run python -m scripts.engine_docs'}")
+        return 0 if same else 1
+    PAGE.write_text(text, "utf-8")
+    print(f"{PAGE.name} is written")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

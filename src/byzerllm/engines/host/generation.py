@@ -1,0 +1,201 @@
+"""What chat and completion have in common: sampling fields, the pieces of an answer, several answers at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from byzerllm.engines.host.backend import Job, Prompt, Sampling, TextModel, Token, room
+from byzerllm.engines.host.fields import Fields
+from byzerllm.engines.host.text import TextStream
+from byzerllm.errors import InvalidInput
+
+MAX_ANSWERS = 128
+MAX_ALTERNATIVES = 20
+MAX_STOPS = 16
+# They say who asks or how the answer is billed; what it says does not depend on them.
+WITHOUT_EFFECT = ("model", "user", "metadata", "safety_identifier", "prompt_cache_key", "service_tier")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a request wants of each answer, whatever the prompt."""
+
+    sampling: Sampling
+    max_tokens: int | None
+    min_tokens: int
+    stops: tuple[str, ...]
+    keep_stop: bool
+    end_ids: frozenset[int]
+    show_special: bool
+    count: int
+    stream: bool
+    usage_in_stream: bool
+
+    def job(self, prompt: Prompt, context: int, number: int) -> Job:
+        """The job of one of several answers; those that are seeded differ by their number.
+
+        Raises:
+            ContextExceeded: the prompt leaves no room for the answer.
+        """
+        sampling = self.sampling
+        if sampling.seed is not None:
+            sampling = replace(sampling, seed=sampling.seed + number)
+        limit = room(context, len(prompt.ids), self.max_tokens)
+        return Job(prompt, limit, self.end_ids, sampling, min(self.min_tokens, limit))
+
+
+class Piece(NamedTuple):
+    """A part of one answer. ``reason`` is set in its last one; ``tokens`` are those whose text came in or was held."""
+
+    number: int
+    text: str
+    tokens: tuple[Token, ...]
+    reason: str | None = None
+
+
+def read_wanted(fields: Fields, model: TextModel, *, alternatives: int | None, max_tokens: int | None) -> Wanted:
+    """The fields that both kinds of request have.
+
+    Raises:
+        InvalidInput: one is of the wrong kind or out of its range.
+    """
+    fields.ignore(*WITHOUT_EFFECT)
+    stream = fields.flag("stream")
+    options = Fields(fields.object("stream_options"), "stream_options.")
+    usage_in_stream = options.flag("include_usage")
+    options.only("include_obfuscation", False)
+    options.refuse_rest()
+    stops = fields.strings("stop")
+    if len(stops) > MAX_STOPS:
+        raise fields.bad("stop", f"has {len(stops)} strings; at most {MAX_STOPS} are possible")
+    ends = frozenset() if fields.flag("ignore_eos") else model.end_ids
+    return Wanted(
+        sampling=_read_sampling(fields, model.defaults, alternatives),
+        max_tokens=max_tokens,
+        min_tokens=fields.whole("min_tokens", 0) or 0,
+        stops=stops,
+        keep_stop=fields.flag("include_stop_str_in_output"),
+        end_ids=ends | frozenset(fields.wholes("stop_token_ids")),
+        show_special=not fields.flag("skip_special_tokens", True),
+        count=fields.whole("n", 1, MAX_ANSWERS) or 1,
+        stream=stream,
+        usage_in_stream=usage_in_stream,
+    )
+
+
+def _read_sampling(fields: Fields, defaults: Sampling, alternatives: int | None) -> Sampling:
+    def given(value: float | None, default: float) -> float:
+        return default if value is None else value
+
+    top_k = fields.whole("top_k", -1)
+    return Sampling(
+        temperature=given(fields.number("temperature", 0, 2), defaults.temperature),
+        top_p=given(fields.number("top_p", 0, 1), defaults.top_p),
+        top_k=defaults.top_k if top_k is None else max(0, top_k),
+        min_p=given(fields.number("min_p", 0, 1), defaults.min_p),
+        repetition_penalty=given(fields.number("repetition_penalty", 0.01, 10), defaults.repetition_penalty),
+        presence_penalty=given(fields.number("presence_penalty", -2, 2), 0.0),
+        frequency_penalty=given(fields.number("frequency_penalty", -2, 2), 0.0),
+        logit_bias=_read_bias(fields),
+        seed=fields.whole("seed", -(2**63), 2**63 - 1),
+        alternatives=alternatives,
+    )
+
+
+def _read_bias(fields: Fields) -> dict[int, float]:
+    bias: dict[int, float] = {}
+    for token, value in fields.object("logit_bias").items():
+        if not token.isdigit() or isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > 100:
+            raise fields.bad("logit_bias", "must map token numbers to values between -100 and 100")
+        bias[int(token)] = float(value)
+    return bias
+
+
+async def pieces(model: TextModel, wanted: Wanted, prompt: Prompt, number: int) -> AsyncGenerator[Piece, None]:
+    """One answer, token by token, the last piece with the reason of its end."""
+    job = wanted.job(prompt, model.context, number)
+
+    def decode(ids: Sequence[int]) -> str:
+        return model.decode(ids, special=wanted.show_special)
+
+    text = TextStream(decode, wanted.stops, keep_stop=wanted.keep_stop)
+    reason = "length"
+    async with aclosing(model.generate(job)) as source:
+        async for token in source:
+            if token.id in job.end_ids:
+                reason = "stop"
+                tail = text.feed(token.id) if wanted.show_special else ""
+                yield Piece(number, tail, (token,))
+                break
+            new = text.feed(token.id)
+            yield Piece(number, new, (token,))
+            if text.stopped:
+                reason = "stop"
+                break
+    rest = text.close()
+    yield Piece(number, rest, (), "stop" if text.stopped else reason)
+
+
+async def together(sources: Sequence[AsyncGenerator[Piece, None]]) -> AsyncGenerator[Piece, None]:
+    """The pieces of several answers as they come. If one fails all are ended."""
+    if len(sources) == 1:
+        async with aclosing(sources[0]) as only:
+            async for piece in only:
+                yield piece
+        return
+    queue: asyncio.Queue[Piece | None] = asyncio.Queue()
+
+    async def drain(source: AsyncGenerator[Piece, None]) -> None:
+        try:
+            async with aclosing(source):
+                async for piece in source:
+                    queue.put_nowait(piece)
+        finally:
+            queue.put_nowait(None)
+
+    tasks = [asyncio.ensure_future(drain(source)) for source in sources]
+    try:
+        for _ in sources:
+            while (found := await queue.get()) is not None:
+                yield found
+            for task in tasks:
+                if task.done():
+                    task.result()  # raises what it failed with
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def usage(prompts: int, completion: int) -> dict[str, int]:
+    return {"prompt_tokens": prompts, "completion_tokens": completion, "total_tokens": prompts + completion}
+
+
+def envelope(kind: str, prefix: str, name: str, now: int) -> dict[str, Any]:
+    """The fields that are the same in every chunk of an answer."""
+    return {"id": f"{prefix}-{secrets.token_hex(12)}", "object": kind, "created": now, "model": name}
+
+
+def read_schema(fields: Fields) -> str | None:
+    """``response_format``: the JSON schema that the answer has to keep, as text; ``{}`` stands for any object.
+
+    Raises:
+        InvalidInput: it is none of text, json_object and json_schema.
+    """
+    format_ = Fields(fields.object("response_format"), "response_format.")
+    kind = format_.choice("type", ("text", "json_object", "json_schema"), "text")
+    schema = format_.object("json_schema")
+    format_.refuse_rest()
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return json.dumps({"type": "object"})
+    if not isinstance(schema.get("schema"), dict):
+        raise InvalidInput("'response_format.json_schema.schema' must be an object.", param="response_format")
+    return json.dumps(schema["schema"])

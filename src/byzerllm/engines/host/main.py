@@ -1,0 +1,121 @@
+"""The process of one worker of the engines that have no server of their own.
+
+It is told all in one environment variable, answers /health with 503 while it loads, and ends on SIGTERM. It goes on
+when the server that started it dies, since the next one takes it back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Any, NoReturn
+
+from byzerllm.engines import cpus
+from byzerllm.engines.host.loading import fail, phase, say
+
+OPTIONS_VARIABLE = "BYZERLLM_ENGINE"
+KEEP_ALIVE = 3600  # seconds: the gateway keeps its connections
+
+# What the libraries raise for a folder or a value that is not as it must be: the message says it all.
+EXPECTED = (ImportError, OSError, ValueError)
+
+# What loads the models of each task: ``load(path, values, slots)``.
+LOADERS = {
+    "text": "byzerllm.engines.host.causal_lm",
+    "vision": "byzerllm.engines.host.vision_chat",
+    "embedding": "byzerllm.engines.host.embedding",
+    "reranker": "byzerllm.engines.host.reranking",
+    "transcription": "byzerllm.engines.host.transcription",
+    "speech": "byzerllm.engines.host.speech",
+    "image": "byzerllm.engines.host.painting",
+    "deepspeed": "byzerllm.engines.host.deepspeed_lm",
+}
+
+
+def main() -> NoReturn:
+    """Serve until SIGTERM, which ends it with exit code 0; 1, with the cause as the last line, if it fails."""
+    given = json.loads(os.environ.pop(OPTIONS_VARIABLE))
+    # Threads that wait for their next piece of work must not burn a core that another process needs: on a busy machine
+    # that made a step of a model ten times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    phase("importing libraries")
+    try:
+        import uvicorn
+
+        from byzerllm.engines.host.app import Application
+    except ImportError as error:
+        fail(f"{error}: the engine's environment is not complete. Run: byzerllm engine install {given['engine']}")
+    task = "text" if given["task"] in ("vision", "deepspeed") else given["task"]
+    application = Application(given["name"], task, given["token"])
+
+    class Server(uvicorn.Server):
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            # Its own end would wait for the last byte of every answer, for ever if a reader has stopped reading.
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda *_: os._exit(0))
+            yield
+
+    threading.Thread(target=_load, args=(application, given), name="load", daemon=True).start()
+    config = uvicorn.Config(
+        application,
+        host=given["host"],
+        port=given["port"],
+        lifespan="off",
+        log_level="warning",
+        access_log=False,
+        timeout_keep_alive=KEEP_ALIVE,
+        server_header=False,
+    )
+    Server(config).run()
+    sys.exit(1)
+
+
+def _load(application: Any, given: dict[str, Any]) -> None:
+    """Load the model into the application, or end the process."""
+    try:
+        _set_threads(given)
+        if not given["on_gpu"] and "device" not in given["values"]:
+            given["values"]["device"] = "cpu"
+        loader = import_module(LOADERS[given["task"]])
+        application.model = loader.load(given["model_path"], given["values"], given["slots"])
+    except BaseException as error:  # noqa: BLE001  # whatever it is, there is nothing to serve
+        if not isinstance(error, EXPECTED):
+            traceback.print_exc(file=sys.stdout)
+        fail(cause_of(error, given))
+    say(f"serving {given['name']} on port {given['port']}, {given['slots']} slots")
+
+
+def cause_of(error: BaseException, given: dict[str, Any]) -> str:
+    """Why a model could not be loaded, in a sentence."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    kind = type(error).__name__
+    if kind == "OutOfMemoryError" or "can't allocate memory" in text:
+        return f"out of memory while loading {given['model_path']}: {text}"
+    if isinstance(error, ImportError):
+        return f"a package is missing in the engine's environment: {text}"
+    if "does not recognize this architecture" in text or "Unrecognized model" in text:
+        return f"the installed transformers does not know this architecture: {text}"
+    if "trust_remote_code" in text:
+        return f"{given['model_path']} has code of its own: give backend.trust_remote_code=true if you trust it. {text}"
+    return f"{given['model_path']} could not be loaded: {kind}: {text}"
+
+
+def _set_threads(given: dict[str, Any]) -> None:
+    import torch
+
+    threads = given["threads"] or max(1, cpus.physical() // given["sharers"])
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(threads)
+
+
+if __name__ == "__main__":
+    main()

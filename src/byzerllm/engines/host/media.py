@@ -1,0 +1,169 @@
+"""Sound and images: ``/v1/audio/transcriptions``, ``/v1/audio/speech`` and ``/v1/images/generations``."""
+
+from __future__ import annotations
+
+import array
+import base64
+import io
+import re
+import wave
+from collections.abc import Sequence
+from typing import Any
+
+from byzerllm.engines.host.backend import Painter, Picture, Recording, Segment, Sound, Speaker, Transcriber, Transcript
+from byzerllm.engines.host.fields import Fields
+from byzerllm.engines.host.forms import read_form
+from byzerllm.engines.host.protocol import Answer, HttpRequest, Whole
+from byzerllm.errors import InvalidInput
+
+TRANSCRIPT_FORMATS = ("json", "text", "srt", "verbose_json", "vtt")
+SOUND_TYPES = {
+    "wav": b"audio/wav",
+    "pcm": b"audio/pcm",
+    "flac": b"audio/flac",
+    "mp3": b"audio/mpeg",
+    "opus": b"audio/ogg",
+}
+MAX_IMAGES = 10
+MAX_SIDE = 4096
+
+
+async def transcriptions(model: Transcriber, request: HttpRequest, _name: str) -> Answer:
+    """Write down what is said in a file.
+
+    Raises:
+        InvalidInput: it asks for what there is not, or the file cannot be read.
+    """
+    form = read_form(request.headers.get(b"content-type", b""), request.body)
+    lists = {"timestamp_granularities[]", "timestamp_granularities"}
+    fields = Fields({name: found if name in lists else _plain(found[-1]) for name, found in form.texts.items()})
+    fields.ignore("model", "user")
+    format_ = fields.choice("response_format", TRANSCRIPT_FORMATS, "json")
+    granularities = [*fields.strings("timestamp_granularities[]"), *fields.strings("timestamp_granularities")]
+    fields.only("stream", "false", False)
+    language, prompt = fields.raw("language"), fields.raw("prompt")
+    temperature = fields.number("temperature", 0, 1) or 0.0
+    fields.refuse_rest()
+    if not form.files.get("file"):
+        raise InvalidInput("'file' is missing or empty: send the sound in the form's part 'file'.", param="file")
+    if "word" in granularities:
+        raise fields.bad("timestamp_granularities[]", "can only be segment here")
+    timed = format_ in ("srt", "vtt", "verbose_json")
+    recording = Recording(form.files["file"], language, prompt, temperature, timed)
+    return _transcript(await model.transcribe(recording), format_)
+
+
+def _plain(text: str) -> Any:
+    """Numbers come as text in a form."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _transcript(found: Transcript, format_: str) -> Answer:
+    if format_ == "json":
+        return Whole({"text": found.text})
+    if format_ == "text":
+        return Whole(f"{found.text}\n".encode(), content_type=b"text/plain; charset=utf-8")
+    if format_ == "verbose_json":
+        segments = [{"id": i, **segment._asdict()} for i, segment in enumerate(found.segments)]
+        facts = {"task": "transcribe", "language": found.language, "duration": found.duration, "text": found.text}
+        return Whole({**facts, "segments": segments})
+    subtitles = _subtitles(found.segments, "," if format_ == "srt" else ".", numbered=format_ == "srt")
+    head = "" if format_ == "srt" else "WEBVTT\n\n"
+    return Whole(f"{head}{subtitles}".encode(), content_type=b"text/plain; charset=utf-8")
+
+
+def _subtitles(segments: Sequence[Segment], point: str, *, numbered: bool) -> str:
+    def clock(seconds: float) -> str:
+        whole = round(seconds * 1000)
+        hours, minutes = whole // 3_600_000, whole // 60_000 % 60
+        return f"{hours:02}:{minutes:02}:{whole // 1000 % 60:02}{point}{whole % 1000:03}"
+
+    blocks = [f"{clock(one.start)} --> {clock(one.end)}\n{one.text.strip()}\n\n" for one in segments]
+    return "".join(f"{i}\n{block}" if numbered else block for i, block in enumerate(blocks, 1))
+
+
+async def speech(model: Speaker, request: HttpRequest, _name: str) -> Answer:
+    """Read a text aloud.
+
+    Raises:
+        InvalidInput: it asks for what there is not.
+    """
+    fields = Fields(request.json())
+    fields.ignore("model", "user")
+    text = fields.required("input")
+    voice = fields.text("voice")
+    format_ = fields.choice("response_format", SOUND_TYPES, "wav")
+    speed = fields.number("speed", 0.25, 4) or 1.0
+    fields.only("stream_format", "audio")
+    fields.refuse_rest()
+    sound = await model.speak(text, voice, speed)
+    return Whole(_encoded(sound, format_), content_type=SOUND_TYPES[format_])
+
+
+def _encoded(sound: Sound, format_: str) -> bytes:
+    floats = array.array("f", sound.samples)
+    samples = array.array("h", (round(max(-1.0, min(1.0, value)) * 32767) for value in floats))
+    if format_ == "pcm":
+        return samples.tobytes()
+    out = io.BytesIO()
+    if format_ == "wav":
+        with wave.open(out, "wb") as file:
+            file.setnchannels(1)
+            file.setsampwidth(2)
+            file.setframerate(sound.rate)
+            file.writeframes(samples.tobytes())
+        return out.getvalue()
+    try:
+        import numpy
+        import soundfile
+    except ImportError:
+        raise InvalidInput(
+            f"'response_format' {format_!r} needs the package soundfile in the engine's environment.",
+            hint="Ask for wav or pcm.",
+            param="response_format",
+        ) from None
+    kind = {"opus": ("OGG", "OPUS"), "mp3": ("MP3", "MPEG_LAYER_III")}.get(format_, (format_.upper(), None))
+    soundfile.write(out, numpy.frombuffer(sound.samples, numpy.float32), sound.rate, format=kind[0], subtype=kind[1])
+    return out.getvalue()
+
+
+async def images(model: Painter, request: HttpRequest, _name: str) -> Answer:
+    """Make images from a text.
+
+    Raises:
+        InvalidInput: it asks for what there is not.
+    """
+    fields = Fields(request.json())
+    fields.ignore("model", "user")
+    fields.only("response_format", "b64_json")
+    fields.only("quality", "auto", "standard")
+    fields.only("output_format", "png")
+    width, height = _read_size(fields)
+    picture = Picture(
+        prompt=fields.required("prompt"),
+        width=width,
+        height=height,
+        negative=fields.text("negative_prompt"),
+        steps=fields.whole("num_inference_steps", 1, 1000),
+        guidance=fields.number("guidance_scale", 0, 100),
+        seed=fields.whole("seed", -(2**63), 2**63 - 1),
+        count=fields.whole("n", 1, MAX_IMAGES) or 1,
+    )
+    fields.refuse_rest()
+    files = await model.paint(picture)
+    data = [{"b64_json": base64.b64encode(file).decode()} for file in files]
+    return Whole({"created": request.at, "data": data})
+
+
+def _read_size(fields: Fields) -> tuple[int | None, int | None]:
+    size = fields.text("size")
+    if size in (None, "auto"):
+        return None, None
+    match = re.fullmatch(r"(\d{1,4})x(\d{1,4})", size or "")
+    sides = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not all(8 <= side <= MAX_SIDE and side % 8 == 0 for side in sides):
+        raise fields.bad("size", f"is {size!r} and must be WIDTHxHEIGHT, multiples of 8 up to {MAX_SIDE}")
+    return sides

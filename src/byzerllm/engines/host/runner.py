@@ -1,0 +1,94 @@
+"""The one thread that a model runs in, and the way of its tokens to the coroutines that wait for them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import threading
+import traceback
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterable
+from typing import Any
+
+from byzerllm.engines.host.backend import Job, Token
+from byzerllm.errors import ByzerError
+
+Outcome = Token | ByzerError | None  # None: the answer is whole
+
+
+class Ticket:
+    """A job on its way. ``cancelled`` is set when nobody waits for it any more. ``constraint`` is what the answer must
+    keep to (see ``grammar.py``), or None."""
+
+    def __init__(self, job: Job, constraint: Any, loop: asyncio.AbstractEventLoop) -> None:
+        self.job = job
+        self.constraint = constraint
+        self.loop = loop
+        self.cancelled = False
+        self.outcomes: asyncio.Queue[Outcome] = asyncio.Queue()
+
+
+class Runner:
+    """Hands jobs to the model's thread, in their order, and its outcomes back.
+
+    ``work`` is the thread: it calls ``take`` and ``publish`` for ever. If it ends by an unforeseen exception the
+    process ends too, since no request can be answered any more; the log has the traceback.
+    """
+
+    def __init__(self, work: Callable[[Runner], None]) -> None:
+        self._work = work
+        self._waiting: deque[Ticket] = deque()
+        self._changed = threading.Condition()
+
+    def start(self) -> None:
+        threading.Thread(target=self._run, name="model", daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            self._work(self)
+        except BaseException:  # noqa: BLE001  # whatever it is, the process is of no use without this thread
+            traceback.print_exc(file=sys.stdout)
+            sys.stdout.flush()
+            os._exit(1)
+
+    async def stream(self, job: Job, constraint: Any = None) -> AsyncGenerator[Token, None]:
+        """The tokens of a job. Closing the generator cancels it."""
+        ticket = Ticket(job, constraint, asyncio.get_running_loop())
+        with self._changed:
+            self._waiting.append(ticket)
+            self._changed.notify()
+        try:
+            while (outcome := await ticket.outcomes.get()) is not None:
+                if isinstance(outcome, ByzerError):
+                    raise outcome
+                yield outcome
+        finally:
+            ticket.cancelled = True
+
+    def take(self, most: int, *, wait: bool) -> list[Ticket]:
+        """Up to ``most`` of the jobs that wait, the oldest first; with ``wait`` at least one."""
+        with self._changed:
+            while True:
+                while self._waiting and self._waiting[0].cancelled:
+                    self._waiting.popleft()
+                if self._waiting or not wait:
+                    break
+                self._changed.wait()
+            return [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
+
+    def put_back(self, ticket: Ticket) -> None:
+        """A job that could not be begun yet is the next one again."""
+        with self._changed:
+            self._waiting.appendleft(ticket)
+
+    def publish(self, outcomes: Iterable[tuple[Ticket, Outcome]]) -> None:
+        """Tell the waiting coroutines; one wake-up of the loop for all of a step's tokens."""
+        batch = [(ticket, outcome) for ticket, outcome in outcomes if not ticket.cancelled]
+        if batch:
+            batch[0][0].loop.call_soon_threadsafe(_deliver, batch)
+
+
+def _deliver(batch: list[tuple[Ticket, Outcome]]) -> None:
+    for ticket, outcome in batch:
+        ticket.outcomes.put_nowait(outcome)

@@ -1,0 +1,127 @@
+"""The process of one vLLM worker: vLLM's own OpenAI server, with what depends on the model and on this machine.
+
+vLLM has processes of its own, which would live on if this one were killed. A small watcher ends them then.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+import runpy
+import signal
+import stat
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from byzerllm.engines import cpus, hf_folder, vllm_memory
+from byzerllm.engines.host.vllm_guard import Guard
+from byzerllm.errors import InvalidInput
+
+OPTIONS_VARIABLE = "BYZERLLM_ENGINE"
+BIND = "VLLM_CPU_OMP_THREADS_BIND"
+_GUARD = "byzerllm.engines.host.vllm_guard.Guard"
+# Where vLLM has had its server, the newest first.
+_SERVERS = ("vllm.entrypoints.launchers.api_server.entry", "vllm.entrypoints.openai.api_server")
+_WATCH_SECONDS = 0.5
+MAX_LOG = 64 * 2**20
+
+
+def main() -> None:
+    """Serve until SIGTERM. The arguments are vLLM's own."""
+    given = json.loads(os.environ.pop(OPTIONS_VARIABLE))
+    watch()
+    sys.argv += completed(given, os.environ)
+    os.environ.update(threads(given, os.environ))
+    sys.argv += ["--middleware", _GUARD]  # added last, it is asked first
+    for name in _SERVERS:
+        if _exists(name):
+            _run(name)
+            return
+    raise SystemExit(f"this vLLM has no server where byzerllm looks for it: {', '.join(_SERVERS)}")
+
+
+def _exists(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _run(name: str) -> None:
+    server = importlib.import_module(name)
+    if hasattr(server, "main"):
+        server.main()
+    else:  # an older one, which is a program only
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
+
+
+def completed(given: Mapping[str, Any], environ: Mapping[str, str]) -> list[str]:
+    """Arguments that depend on the model's files and on this machine."""
+    folder = _folder(given)
+    if folder is not None and folder.chat_template is None and "chat_template" not in given["values"]:
+        Guard.advice = (
+            f"The model has no chat template: {folder.path} has none in {', '.join(hf_folder.TEMPLATE_FILES[:3])}. "
+            "Deploy it with backend.chat_template=/path/to/template.jinja, or use /v1/completions."
+        )
+    return [] if given["on_gpu"] else _for_cpu(given, folder, environ)
+
+
+def _folder(given: Mapping[str, Any]) -> hf_folder.Folder | None:
+    try:
+        return hf_folder.read(given["model_path"], tokenizer=False)
+    except InvalidInput:  # a name on the hub, or a form that only vLLM knows
+        return None
+
+
+def _for_cpu(given: Mapping[str, Any], folder: hf_folder.Folder | None, environ: Mapping[str, str]) -> list[str]:
+    values = given["values"]
+    words = []
+    dtype = vllm_memory.cpu_dtype(folder) if folder is not None and "dtype" not in values else None
+    if dtype:
+        words.append(f"--dtype={dtype}")
+    sized = {"kv_cache_memory_bytes", "gpu_memory_utilization", "device_memory_utilization"} & values.keys()
+    if not sized and "VLLM_CPU_KVCACHE_SPACE" not in environ:
+        words.append(f"--kv-cache-memory-bytes={vllm_memory.cpu_cache(folder, values, given['slots'])}")
+    return words
+
+
+def threads(given: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, str]:
+    """Variables for the number of threads on CPUs. By itself vLLM binds its threads to cores, every worker of a machine
+    to the same ones."""
+    if given["on_gpu"] or BIND in environ:
+        return {}
+    number = given["threads"]
+    if not number and given["sharers"] > 1:
+        number = max(1, cpus.physical() // given["sharers"])
+    if number:
+        return {BIND: "nobind", "OMP_NUM_THREADS": str(number)}
+    return {BIND: "nobind"} if "OMP_NUM_THREADS" in environ else {}
+
+
+def watch() -> None:
+    """Start the watcher; it is in this process's group and dies with it."""
+    leader = os.getpid()
+    if os.getpgrp() == leader and os.fork() == 0:
+        _watch(leader)
+
+
+def _watch(leader: int) -> NoReturn:
+    """End the whole group once its leader is gone. The log is emptied when it has grown too large, as a worker may run
+    for months."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    while os.getppid() == leader:
+        log = os.fstat(sys.stdout.fileno())
+        if stat.S_ISREG(log.st_mode) and log.st_size > MAX_LOG:
+            os.ftruncate(sys.stdout.fileno(), 0)
+        time.sleep(_WATCH_SECONDS)
+    os.killpg(leader, signal.SIGKILL)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+"""Making and removing an engine's environment. All of it blocks, for minutes: it is for the command line."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from byzerllm.engines.environments import MARKER, Environment, Environments, cannot_run, current_device, versions
+from byzerllm.engines.recipes import CPU_INDEX, Recipe, recipe
+from byzerllm.errors import Conflict, EngineMissing, InvalidInput, NotFound
+
+Tell = Callable[[str], None]
+
+_LAST_LINES = 8
+_OWN_SOURCE = ("extra-index-url", "find-links", "no-index")  # pip's settings that say where builds of torch are
+
+_TRY = """
+import importlib, sys
+for name in sys.argv[1:]:
+    try:
+        importlib.import_module(name)
+    except Exception as error:
+        sys.exit(f"{name} cannot be imported: {type(error).__name__}: {error}")
+"""
+
+
+@dataclass(frozen=True)
+class Installer:
+    """Installs into ``environments``; the output of the latest installation of each engine is kept in ``logs``."""
+
+    environments: Environments
+    logs: Path
+    tell: Tell
+
+    def install(self, engine: str, version: str = "") -> tuple[Environment, bool]:
+        """Make the engine's environment; returns it, and whether there was anything to do. Without ``version`` it is to
+        hold what was tested, so one that an earlier release of ours made may be replaced.
+
+        An earlier one stays until the new one is complete, and comes back if it does not get there.
+
+        Raises:
+            InvalidInput: the engine cannot run on this machine.
+            Conflict: another command installs it, or it is in use.
+            EngineMissing: the installation failed; has the last lines of its output.
+        """
+        obstacle = cannot_run(engine)
+        if obstacle:
+            raise InvalidInput(f"The engine {engine} cannot be installed here: {obstacle}.", param="name")
+        device = current_device(engine)
+        chosen = recipe(engine, cuda=device == "cuda")
+        path = self.environments.path(engine)
+        with _lock(path):
+            aside = path.with_name(f".{engine}.before")
+            if aside.exists():  # an installation was killed
+                _settle(path, aside)
+            found = self.environments.find(engine)
+            if found is not None and found.runs == chosen.runs(version):
+                return found, False
+            _refuse_used(engine, path)
+            with _put_aside(path, aside):
+                self._build(engine, chosen, version, device)
+        made = self.environments.find(engine)
+        assert made is not None
+        return made, True
+
+    def remove(self, engine: str) -> None:
+        """Delete the engine's environment, complete or not.
+
+        Raises:
+            NotFound: there is none.
+            Conflict: another command installs it, or it is in use.
+        """
+        path = self.environments.path(engine)
+        if not path.exists():
+            raise NotFound(
+                f"The engine {engine} has no environment in {path.parent}.", hint="See: byzerllm engine list"
+            )
+        with _lock(path):
+            _refuse_used(engine, path)
+            (path / MARKER).unlink(missing_ok=True)
+            shutil.rmtree(path)
+
+    def _build(self, engine: str, chosen: Recipe, version: str, device: str) -> None:
+        path = self.environments.path(engine)
+        python = str(path / "bin" / "python")
+        self.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+        run = _Runs(engine, self.logs / f"engine-{engine}.log", _variables(chosen), self.tell)
+        run.log.unlink(missing_ok=True)
+        self.tell(f"making an environment in {path}")
+        run(
+            [sys.executable, "-m", "venv", str(path)],
+            "Is the module venv there? On Debian: apt-get install python3-venv",
+        )
+        sources = cpu_index(python, run.variables) if chosen.has_torch and device == "cpu" else []
+        for words in chosen.runs(version):
+            self.tell(f"pip {' '.join(words)}")
+            options = ["--progress-bar", "off", *sources] if words[0] == "install" else []
+            run([python, "-m", "pip", "--no-input", words[0], *options, *words[1:]])
+        self.tell("trying it out")
+        run([python, "-I", "-c", _TRY, *chosen.modules])
+        packages = versions(python)
+        said = Environment(engine, path, packages[chosen.main], device, chosen.runs(version), packages)
+        fresh = path / f"{MARKER}.new"
+        fresh.write_text(json.dumps(said.facts(), indent=2), "utf-8")
+        fresh.replace(path / MARKER)
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """Runs programs one after the other, each line of their output told and kept."""
+
+    engine: str
+    log: Path
+    variables: Mapping[str, str]
+    tell: Tell
+
+    def __call__(self, argv: Sequence[str], hint: str = "") -> None:
+        lines: list[str] = []
+        with (
+            open(os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a", encoding="utf-8") as log,
+            subprocess.Popen(
+                argv,
+                env=self.variables,
+                cwd="/",  # what lies in the current folder is not to be imported
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+            ) as process,
+        ):
+            try:
+                assert process.stdout is not None
+                for line in process.stdout:
+                    log.write(line)
+                    if line.strip():
+                        lines = [*lines[1 - _LAST_LINES :], line.rstrip()]
+                        self.tell(lines[-1])
+            except BaseException:
+                process.kill()
+                raise
+        if process.returncode:
+            raise EngineMissing(
+                f"The installation of {self.engine} failed. Its last lines:\n" + "\n".join(lines),
+                hint=f"{hint + '. ' if hint else ''}The whole output is in {self.log}.",
+            )
+
+
+def _variables(chosen: Recipe) -> dict[str, str]:
+    """Our own environment; packages that PYTHONPATH leads to would count as installed."""
+    inherited = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "PIP_USER", "PIP_TARGET")}
+    return {**inherited, "PIP_DISABLE_PIP_VERSION_CHECK": "1", **chosen.variables}
+
+
+def cpu_index(python: str, variables: Mapping[str, str]) -> list[str]:
+    """pip's option for the builds of torch for CPUs, unless pip was told where to look beyond its index."""
+    argv = [python, "-m", "pip", "config", "list"]
+    done = subprocess.run(argv, env=dict(variables), cwd="/", capture_output=True, text=True, check=False)
+    names = {line.partition("=")[0].rpartition(".")[2] for line in done.stdout.splitlines()}
+    known = sys.platform != "linux" or names.intersection(_OWN_SOURCE)
+    return [] if known else ["--extra-index-url", CPU_INDEX]
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise Conflict(f"Another command is installing or removing the engine {path.name}.") from None
+    try:
+        yield
+    finally:
+        os.close(descriptor)  # which also unlocks
+
+
+@contextlib.contextmanager
+def _put_aside(path: Path, aside: Path) -> Iterator[None]:
+    """Keep what is complete at ``path`` until the block has made another in its place; what is not complete goes."""
+    kept = (path / MARKER).exists()
+    if kept:
+        path.rename(aside)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+    try:
+        yield
+    finally:
+        _settle(path, aside)
+
+
+def _settle(path: Path, aside: Path) -> None:
+    """Of the two environments keep the complete one, the newer if both are."""
+    if (path / MARKER).exists():
+        shutil.rmtree(aside, ignore_errors=True)
+        return
+    shutil.rmtree(path, ignore_errors=True)
+    if aside.exists():
+        aside.rename(path)
+
+
+def _refuse_used(engine: str, path: Path) -> None:
+    users = [process.info["pid"] for process in psutil.process_iter(["pid", "cmdline"]) if _runs_in(process, path)]
+    if users:
+        raise Conflict(
+            f"The engine {engine} is in use, by process {', '.join(map(str, users))}.",
+            hint="Undeploy its instances first; byzerllm list shows them.",
+        )
+
+
+def _runs_in(process: psutil.Process, path: Path) -> bool:
+    words = process.info["cmdline"] or [""]
+    return bool(words[0].startswith(f"{path}{os.sep}"))

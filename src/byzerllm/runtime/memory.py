@@ -1,0 +1,116 @@
+"""How much memory this machine and its GPUs have free, and what holds the rest."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from byzerllm.runtime.base import Room
+
+_SMI_SECONDS = 10.0
+_HOLDERS = 3
+_MUCH = 0.05  # of all memory: a process that has less is not named
+_GROUPS = Path("/sys/fs/cgroup")
+_MIB, _GIB = 1024**2, 1024**3
+
+
+@dataclass(frozen=True)
+class Device:
+    """A GPU, by both names that ``CUDA_VISIBLE_DEVICES`` may use."""
+
+    index: str
+    uuid: str
+    room: Room
+
+
+def machine() -> Room:
+    """The machine's memory, or what the control group leaves of it. Looks at every process."""
+    found = psutil.virtual_memory()
+    free, total = found.available, found.total
+    for limit, used in _limits():
+        free, total = min(free, max(0, limit - used)), min(total, limit)
+    running = [process.info for process in psutil.process_iter(["pid", "name", "memory_info"])]
+    sizes = [(facts["memory_info"].rss, facts["name"], facts["pid"]) for facts in running if facts["memory_info"]]
+    return Room(free, total, _largest(sizes, total))
+
+
+def devices() -> list[Device]:
+    """The GPUs, in the driver's order; none where it cannot be asked or does not tell."""
+    asked = _smi("--query-gpu=index,uuid,memory.free,memory.total")
+    apps = _smi("--query-compute-apps=gpu_uuid,pid,process_name,used_memory")
+    return parse_devices(asked, apps)
+
+
+def parse_devices(gpus: Sequence[Sequence[str]], apps: Sequence[Sequence[str]]) -> list[Device]:
+    """The GPUs from the rows of ``nvidia-smi``, whose sizes are in MiB."""
+    found = []
+    for index, uuid, free, total in gpus:
+        if not free.isdigit() or not total.isdigit():
+            continue  # [N/A]: it shares the machine's memory
+        sizes = [
+            (int(used) * _MIB, Path(name).name, int(pid))
+            for gpu, pid, name, used in apps
+            if gpu == uuid and used.isdigit() and pid.isdigit()
+        ]
+        room = Room(int(free) * _MIB, int(total) * _MIB, _largest(sizes, int(total) * _MIB))
+        found.append(Device(index, uuid, room))
+    return found
+
+
+def of_workers(rooms: Iterable[Room], gpus: float, workers: int) -> Room | None:
+    """What the worst placed of so many workers finds on each of its GPUs, when they get the emptiest of ``rooms``."""
+    if 0 < gpus < 1:
+        count = math.ceil(workers / math.floor(1 / gpus + 1e-9))
+        rooms = [room.with_free(min(room.free, int(room.total * gpus))) for room in rooms]
+    else:
+        count = workers * round(gpus)
+    ordered = sorted(rooms, key=lambda room: -room.free)[:count]
+    return ordered[-1] if ordered else None
+
+
+def _largest(sizes: Iterable[tuple[int, str, int]], total: int) -> tuple[str, ...]:
+    most = sorted((s for s in sizes if s[0] >= total * _MUCH), reverse=True)[:_HOLDERS]
+    return tuple(f"{name} (process {pid}) {size / _GIB:.1f} GiB" for size, name, pid in most)
+
+
+def _smi(query: str) -> list[list[str]]:
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return []
+    argv = [tool, query, "--format=csv,noheader,nounits"]
+    try:
+        said = subprocess.run(argv, capture_output=True, text=True, timeout=_SMI_SECONDS, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    width = query.count(",") + 1
+    rows = [[cell.strip() for cell in line.split(",")] for line in said.splitlines()]
+    return [row for row in rows if len(row) == width]
+
+
+def _limits() -> list[tuple[int, int]]:
+    """Limit and use, without what can be dropped, of each control group that this process is seen to be in."""
+    own = _read(Path("/proc/self/cgroup")).rpartition("0::")[2].strip().strip("/")
+    found = []
+    for folder, limit, used, cache in (
+        (_GROUPS, "memory.max", "memory.current", "inactive_file"),
+        (_GROUPS / own, "memory.max", "memory.current", "inactive_file"),
+        (_GROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        texts = _read(folder / limit).strip(), _read(folder / used).strip()
+        if all(text.isdigit() for text in texts):
+            facts = dict(line.split(" ", 1) for line in _read(folder / "memory.stat").splitlines() if " " in line)
+            found.append((int(texts[0]), int(texts[1]) - int(facts.get(cache, 0))))
+    return found
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("ascii")
+    except OSError:
+        return ""

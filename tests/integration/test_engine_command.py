@@ -1,0 +1,189 @@
+"""``byzerllm engine``: real environments, real pip; the packages are made here, and nothing is fetched."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import psutil
+import pytest
+from tests.harness import Byzer, eventually
+
+from byzerllm.engines.installation import cpu_index
+from byzerllm.engines.recipes import CPU_INDEX, TESTED
+
+VERSION = TESTED["xllamacpp"].version
+# It lasts until it is killed, so that a test can meet the installation that tries it out.
+SLOW = "import time\ntime.sleep(600)\n"
+
+pytestmark = pytest.mark.timeout(240)  # an environment takes some seconds, on a busy machine many
+
+
+def make_wheel(folder: Path, version: str, code: str = "") -> None:
+    """A package in the place of llama.cpp's."""
+    folder.mkdir(exist_ok=True)
+    info = f"xllamacpp-{version}.dist-info"
+    with zipfile.ZipFile(folder / f"xllamacpp-{version}-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("xllamacpp/__init__.py", code)
+        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: xllamacpp\nVersion: {version}\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+
+
+class Engines(Byzer):
+    """A home whose pip knows the wheels in one folder and nothing else."""
+
+    def __init__(self, folder: Path) -> None:
+        self.wheels = folder / "wheels"
+        super().__init__(
+            folder / "home",
+            PIP_NO_INDEX="1",
+            PIP_FIND_LINKS=str(self.wheels),
+            PIP_EXTRA_INDEX_URL="",
+            PIP_CONFIG_FILE=os.devnull,
+        )
+        make_wheel(self.wheels, VERSION)
+
+    @property
+    def path(self) -> Path:
+        return self.home / "engines" / "llama_cpp"
+
+    def install(self, *more: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        return self.run("engine", "install", "llama_cpp", *more, code=code, timeout=200)
+
+    def listed(self) -> tuple[str, str]:
+        """Where llama_cpp is, and which version."""
+        (found,) = (e for e in self.json("engine", "list") if e["name"] == "llama_cpp")
+        return found["where"], found["version"]
+
+
+@pytest.fixture
+def engines(tmp_path: Path) -> Engines:
+    return Engines(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _stopped(engines: Engines) -> object:
+    yield
+    engines.stop()
+
+
+def test_an_engine_is_installed_listed_and_removed(engines: Engines) -> None:
+    assert engines.listed()[0] == "current environment"
+    done = engines.install()
+    assert done.stdout == f"Engine llama_cpp {VERSION} installed\n"
+    assert f"llama_cpp: pip install xllamacpp=={VERSION}\n" in done.stderr
+    assert f"llama_cpp: Successfully installed xllamacpp-{VERSION}\n" in done.stderr, "each line of pip's"
+    assert engines.listed() == ("own environment", VERSION)
+    assert (engines.path / "bin" / "python").exists()
+    assert "Successfully installed" in (engines.home / "logs" / "engine-llama_cpp.log").read_text()
+
+    assert engines.install().stdout == f"Engine llama_cpp {VERSION} is already installed\n"
+
+    argv = [str(engines.path / "bin" / "python"), "-c", "input()"]
+    with subprocess.Popen(argv, env=engines.env(), stdin=subprocess.PIPE) as worker:
+        refused = engines.run("engine", "remove", "llama_cpp", code=1)
+        worker.kill()
+    assert f"The engine llama_cpp is in use, by process {worker.pid}." in refused.stderr
+
+    assert engines.run("engine", "remove", "llama_cpp").stdout == "Engine llama_cpp removed\n"
+    assert not engines.path.exists()
+    assert engines.listed()[0] == "current environment"
+    assert "has no environment" in engines.run("engine", "remove", "llama_cpp", code=1).stderr
+
+
+def test_another_version_takes_its_place_and_one_that_is_not_there_does_not(engines: Engines) -> None:
+    make_wheel(engines.wheels, "7.0")
+    make_wheel(engines.wheels, "8.0", "raise ImportError('this build is for another processor')")
+    assert engines.install("--version", "7.0").stdout == "Engine llama_cpp 7.0 installed\n"
+    missing = engines.install("--version", "9.9", code=1)
+    assert "byzerllm: error: The installation of llama_cpp failed. Its last lines:\n" in missing.stderr
+    assert "No matching distribution found for xllamacpp==9.9" in missing.stderr
+    assert f"The whole output is in {engines.home / 'logs' / 'engine-llama_cpp.log'}" in missing.stderr
+    assert engines.listed() == ("own environment", "7.0"), "the one that works stays"
+    broken = engines.install("--version", "8.0", code=1).stderr
+    assert "xllamacpp cannot be imported: ImportError: this build is for another processor" in broken
+    assert engines.listed() == ("own environment", "7.0")
+    assert sorted(p.name for p in engines.path.parent.iterdir()) == [".llama_cpp.lock", "llama_cpp"]
+
+
+def tried_out(engines: Engines) -> bool:
+    for process in engines.processes():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            words = process.cmdline()
+            if words[1:3] == ["-I", "-c"] and words[-1] == "xllamacpp":
+                return True
+    return False
+
+
+def test_a_killed_installation_is_never_used_and_done_anew(engines: Engines) -> None:
+    make_wheel(engines.wheels, VERSION, SLOW)
+    make_wheel(engines.wheels, "7.0", SLOW)
+    with engines.background("engine", "install", "llama_cpp") as command:
+        eventually(lambda: tried_out(engines), 180)
+        taken = engines.run("engine", "install", "llama_cpp", code=1)
+        assert "Another command is installing or removing the engine llama_cpp." in taken.stderr
+        command.kill()
+    engines.stop()
+    assert engines.listed()[0] == "current environment"
+    make_wheel(engines.wheels, VERSION)
+    assert engines.install().stdout == f"Engine llama_cpp {VERSION} installed\n"
+
+    with engines.background("engine", "install", "llama_cpp", "--version", "7.0") as command:
+        eventually(lambda: tried_out(engines), 180)
+        command.kill()
+    engines.stop()
+    assert engines.install().stdout == f"Engine llama_cpp {VERSION} is already installed\n", "the earlier one is back"
+    assert engines.listed() == ("own environment", VERSION)
+
+
+def test_an_interrupted_installation_leaves_nothing(engines: Engines) -> None:
+    make_wheel(engines.wheels, VERSION, SLOW)
+    with engines.background("engine", "install", "llama_cpp") as command:
+        eventually(lambda: tried_out(engines), 180)
+        command.send_signal(signal.SIGINT)
+        assert command.wait(30) == 130
+    eventually(lambda: engines.processes() == [])
+    assert not engines.path.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("install",), "Which engine? byzerllm engine install NAME"),
+        (("install", "lama_cpp"), "Did you mean llama_cpp?"),
+        (("list", "vllm"), "byzerllm engine list shows all engines"),
+        (("remove", "vllm", "--version", "1"), "--version is for byzerllm engine install"),
+        (("update", "vllm"), "must be one of: install, list, remove"),
+    ],
+)
+def test_wrong_usage_is_explained(engines: Engines, words: tuple[str, ...], said: str) -> None:
+    assert said in engines.run("engine", *words, code=2).stderr
+
+
+def test_a_home_that_cannot_be_used_is_named(engines: Engines) -> None:
+    engines.home.mkdir()
+    (engines.home / "engines").write_text("in the way")
+    refused = engines.run("engine", "install", "llama_cpp", code=1)
+    assert str(engines.home / "engines") in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("settings", "options"),
+    [
+        ({}, ["--extra-index-url", CPU_INDEX]),
+        ({"PIP_INDEX_URL": "https://mirror.example/simple"}, ["--extra-index-url", CPU_INDEX]),
+        ({"PIP_FIND_LINKS": "/opt/wheels"}, []),
+        ({"PIP_EXTRA_INDEX_URL": "https://other.example/simple"}, []),
+    ],
+)
+def test_builds_for_cpus_are_looked_for_at_pytorch_unless_pip_has_another_source(
+    settings: dict[str, str], options: list[str]
+) -> None:
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
+    assert cpu_index(sys.executable, {**environ, "PIP_CONFIG_FILE": os.devnull, **settings}) == options
