@@ -133,6 +133,8 @@ def ended_error(worker: EngineWorker, runtime: Runtime) -> DeploymentFailed | No
     ended = runtime.poll(worker.process)
     if ended is None:
         return None
+    if ended.lost:
+        return DeploymentFailed(f"worker {worker.index} was lost: {ended.lost}.")
     return DeploymentFailed(f"worker {worker.index} ended {_how(ended)}.{_tail(ended)}", details={"log": ended.tail})
 
 
