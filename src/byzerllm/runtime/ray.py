@@ -118,6 +118,8 @@ def _translated(error: ray.exceptions.RayError) -> BaseException:
         cause = error.cause
         return cause if isinstance(cause, ByzerError) else InternalError(f"An actor failed: {cause!r}.")
     text = _COLOURS.sub("", str(error)).strip()
+    if "No module named 'byzerllm" in text:
+        return ActorGone("byzerllm is not installed on that node: run pip install 'byzerllm[ray]' there")
     if isinstance(error, ray.exceptions.ActorDiedError) and error.actor_init_failed:
         return ActorGone(_NAMED_ERROR.sub("", text.splitlines()[-1]))
     if "killed by `ray.kill`" in text:
@@ -162,10 +164,12 @@ class Cluster:
         resources: Mapping[str, float] | None = None,
         node: str = "",
         restarts: bool = False,
+        calls: int | None = None,
     ) -> Actor:
         """Have a class (``module:Class``) run as a detached actor; returns before it does.
 
-        ``node`` pins it to one node; ``restarts`` has Ray start it again whenever its process dies.
+        ``node`` pins it to one node; ``restarts`` has Ray start it again whenever its process dies;
+        ``calls`` is how many of its methods may wait at a time, where Ray's own number is too small.
 
         Raises:
             Conflict: there is an actor of that name.
@@ -180,6 +184,8 @@ class Cluster:
             "resources": {key: value for key, value in (resources or {}).items() if value > 0},
             "max_restarts": -1 if restarts else 0,
         }
+        if calls is not None:
+            options["max_concurrency"] = calls
         if node:
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
         try:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from byzerllm.runtime.ray import Actor, Cluster
 
 NAMESPACE = "default"
+MAX_CALLS = 10_000  # that wait at a time; how many are answered is the server's affair
 ACTOR = "byzerllm.gateway.legacy.actor:LegacyInstance"
 
 _OWN_METHOD = "until_killed"  # what no actor of somebody else has
@@ -63,7 +64,11 @@ class LegacyNames:
     def _actor(self, name: str) -> Actor:
         try:
             return self._cluster.create(
-                ACTOR, name, name, str(self._home), namespace=NAMESPACE, node=self._node, restarts=True
+                *(ACTOR, name, name, str(self._home)),
+                namespace=NAMESPACE,
+                node=self._node,
+                restarts=True,
+                calls=MAX_CALLS,
             )
         except Conflict:
             actor = self._cluster.find(name, NAMESPACE)
