@@ -1,4 +1,4 @@
-"""``python -m benchmarks.run [gateway] [paced] [deploy] [memory] [wire]``: see README.md in this folder."""
+"""``python -m benchmarks.run [gateway] [paced] [deploy] [memory] [wire] [ray]``: see README.md in this folder."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import argparse
 import os
 import sys
 
-from benchmarks import contenders, deploy, gateway, memory, paced, wire
+from benchmarks import contenders, deploy, gateway, memory, on_ray, paced, wire
 
-NAMES = ("gateway", "paced", "deploy", "memory", "wire")
+NAMES = ("gateway", "paced", "deploy", "memory", "wire", "ray")
 
 
 def main() -> int:
@@ -40,6 +40,8 @@ def _run(name: str, options: argparse.Namespace) -> int:
         return paced.run(options.seconds)
     if name == "deploy":
         return deploy.run(rounds=5)
+    if name == "ray":  # short rounds: what disturbs them then hits both servers alike
+        return on_ray.run(3 * options.rounds, options.seconds / 5)
     return memory.run() if name == "memory" else wire.run()
 
 

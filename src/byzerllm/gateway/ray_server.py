@@ -47,6 +47,7 @@ class RayServer:
         settings.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
         log_to(logging.FileHandler(settings.server_log))
         logging.getLogger().setLevel(settings.log_level)
+        _take_normal_priority()  # before the server's thread, which has it from this one
         self._actor = Actor(own_handle())
         self._ready = threading.Event()
         self._failure: BaseException | None = None
@@ -76,6 +77,16 @@ class RayServer:
                 return
             os._exit(_DEATH)
         self._actor.kill()  # it was told to stop: Ray must not start another
+
+
+def _take_normal_priority() -> None:
+    """Ray's workers give way to every other process of their node. What all requests wait for must not, if it may."""
+    try:
+        os.setpriority(os.PRIO_PROCESS, 0, 0)
+    except PermissionError:
+        log.info(
+            "other processes go before the server: RAY_worker_niceness=0 in the environment of ray start ends that"
+        )
 
 
 def _settings(options: dict[str, Any]) -> tuple[Settings, bool]:

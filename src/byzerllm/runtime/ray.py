@@ -32,6 +32,7 @@ from byzerllm.runtime.ray_connection import join
 NAMESPACE = "byzerllm"
 SERVER = "byzerllm"  # the name of the server's actor
 
+GRANT_SECONDS = 0.2  # Ray grants what is free within some milliseconds
 _RETRY_SECONDS = 0.1
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _NAMED_ERROR = re.compile(r"^byzerllm[.\w]*: ")
@@ -233,7 +234,7 @@ class Cluster:
             group = None
         if group is None:
             group = ray.util.placement_group(wanted, strategy="PACK", name=_group_name(instance), lifetime="detached")
-        return bool(group.wait(timeout_seconds=1))
+        return bool(group.wait(timeout_seconds=GRANT_SECONDS))
 
     def release(self, instance: str) -> None:
         """The instance's CPUs are free again."""
