@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
     from pathlib import Path
 
-pytest_plugins = ["tests.fixtures_models"]
+pytest_plugins = ["tests.fixtures_models", "tests.fixtures_ray"]
 
 # A test reads no setting of the person who runs it, reaches no proxy, and can bill no account.
-_FOREIGN = ("BYZERLLM_", "OPENAI_", "ANTHROPIC_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+_FOREIGN = ("BYZERLLM_", "RAY_", "OPENAI_", "ANTHROPIC_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -27,6 +27,7 @@ def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
         for name in [n for n in os.environ if n.upper().startswith(_FOREIGN)]:
             patch.delenv(name)
         patch.setenv("BYZERLLM_HOME", str(tmp_path_factory.mktemp("no-home") / "unused"))
+        patch.setenv("RAY_TMPDIR", str(tmp_path_factory.mktemp("no-ray")))  # a cluster of this machine is not found
         yield
 
 

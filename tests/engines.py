@@ -134,13 +134,11 @@ class Running:
     def __init__(self, engine: Engine, options: EngineOptions, logs: Path) -> None:
         self.runtime = LocalProcesses(logs, "127.0.0.1")
         self.token = secrets.token_hex(16)
-
-        def command(host: str, port: int) -> Launch:
-            self.port = port
-            self.launch: Launch = engine.command(options, host, port, self.token)
-            return self.launch
-
-        self.process: EngineProcess = asyncio.run(self.runtime.start("w", command, token=self.token, devices=""))
+        self.port = self.runtime.free_port()
+        self.launch: Launch = engine.command(options, self.runtime.host, self.port, self.token)
+        self.process: EngineProcess = asyncio.run(
+            self.runtime.start("w", self.launch, port=self.port, token=self.token, devices="")
+        )
 
     @contextmanager
     def open(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from byzerllm.errors import InvalidInput
@@ -14,7 +14,10 @@ DEFAULT_PORT = 8765
 
 @dataclass(frozen=True)
 class Settings:
-    """Limits and places. Sizes are in bytes, times in seconds."""
+    """Limits and places. Sizes are in bytes, times in seconds.
+
+    ``ray_address`` is the cluster whose server is meant, "" for this machine's own; the environment does not set it.
+    """
 
     home: Path
     port: int = DEFAULT_PORT
@@ -23,6 +26,11 @@ class Settings:
     max_body: int = 64 * 1024 * 1024
     drain_timeout: float = 30.0
     probe_interval: float = 5.0
+    ray_address: str = ""
+
+    def on_ray(self, address: str) -> Settings:
+        """The same for the server of a Ray cluster. Its home is a folder of its own: the two servers share nothing."""
+        return replace(self, home=self.home / "ray", ray_address=address)
 
     @property
     def server_file(self) -> Path:
@@ -43,8 +51,8 @@ class Settings:
 
     @property
     def engines(self) -> Path:
-        """The environments of the engines, a folder each."""
-        return self.home / "engines"
+        """The environments of the engines, a folder each; both kinds of server have the same."""
+        return (self.home.parent if self.ray_address else self.home) / "engines"
 
     @classmethod
     def read(cls, environ: Mapping[str, str] | None = None) -> Settings:

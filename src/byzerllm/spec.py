@@ -22,6 +22,7 @@ MAX_WORKERS = 100_000
 MASK = "******"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,127}")
+_NOT_CUSTOM = frozenset(("CPU", "GPU", "memory", "object_store_memory", "bundle"))  # Ray keeps these names to itself
 _JSON_OBJECT = re.compile(r"[^\s={]+=\s*\{.*\}\s*", re.DOTALL)
 _TRUE = frozenset(("true", "1", "yes", "on"))
 _FALSE = frozenset(("false", "0", "no", "off"))
@@ -93,9 +94,19 @@ def check_spec(spec: DeploymentSpec) -> None:
     _at_least("cpus_per_worker", spec.cpus_per_worker, 0)
     _at_least("gpus_per_worker", spec.gpus_per_worker, 0)
     for name, amount in spec.resources.items():
-        _at_least(f"resources {name}", amount, 0)
+        _check_resource(name, amount)
     _at_least("max_queue", spec.max_queue, 0)
     _at_least("queue_timeout", spec.queue_timeout, 0)
+
+
+def _check_resource(name: str, amount: float) -> None:
+    if not name or name in _NOT_CUSTOM:
+        raise InvalidInput(
+            f"--resources {name}={amount:g}: that is no custom resource of a Ray cluster.",
+            hint="Use --cpus_per_worker and --gpus_per_worker." if name in ("CPU", "GPU") else None,
+            param="resources",
+        )
+    _at_least(f"resources {name}", amount, 0.0001)  # the least that Ray counts
 
 
 def _at_least(flag: str, value: float, low: float, high: float = 1e9) -> None:

@@ -45,8 +45,8 @@ def delta(text: str = "", finish: str | None = None, **more: str) -> dict[str, A
 
 
 def body(done: subprocess.CompletedProcess[str]) -> str:
-    """What was said on stderr after the banner."""
-    return done.stderr.rpartition("-" * 50 + "\n")[2]
+    """What was said on stderr after the banner and the line on the runtime."""
+    return done.stderr.rpartition("-" * 50 + "\n")[2].removeprefix("Using this machine.\n")
 
 
 class ScriptedServer(FakeUpstream):
@@ -77,7 +77,7 @@ class ScriptedServer(FakeUpstream):
             "started_at": 1700000000.0,
         }
 
-    def announce(self, home: Path, **other: object) -> None:
+    def announce(self, home: Path, /, **other: object) -> None:
         """Write its server.json, which may be wrong in what ``other`` says."""
         home.mkdir(exist_ok=True)
         (home / "server.json").write_text(json.dumps({**self.record(), **other}))

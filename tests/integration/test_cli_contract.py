@@ -266,7 +266,7 @@ def test_a_closed_pipe_is_quiet(byzer: Byzer, server: ScriptedServer) -> None:
         os.read(process.stdout.fileno(), 10)
         process.stdout.close()
         assert process.wait(10) == 141
-        assert process.stderr.read().endswith("-" * 50 + "\n")
+        assert process.stderr.read().endswith("-" * 50 + "\nUsing this machine.\n")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has a device that is always full")
@@ -305,7 +305,13 @@ def test_a_defect_is_one_line_and_a_file(byzer: Byzer, server: ScriptedServer) -
         ("deploy --model m --pretrained_model_type sass/openai", "must be saas/TYPE or custom/TYPE"),
         ("deploy --model m --infer_params saas.api_key=env:NO_SUCH", "NO_SUCH is not set"),
         ("deploy --model m --file /no/such/file", "No such file"),
-        ("deploy --model m --ray_address ray://h:10001", "does not run on a Ray cluster"),
+        ("deploy --model m --ray_address h", "'h' is no address of a Ray cluster"),
+        ("deploy --model m --ray_address http://h:8265", "HOST:PORT or ray://HOST:PORT"),
+        ("deploy --model m --resources TPU=many", "TPU=many is not of the form name=number"),
+        ("deploy --model m --resources TPU", "TPU= is not of the form name=number"),
+        ("deploy --model m --resources TPU=0", "--resources TPU 0 must be at least 0.0001"),
+        ("deploy --model m --resources GPU=1", "Use --cpus_per_worker and --gpus_per_worker"),
+        ("deploy --model m --resources TPU=1", "this command uses this machine alone"),
         ("deploy --model m --num_worker_s 2", "Did you mean --num_workers?"),
         ("scale --model m --num_workers 0", "byzerllm undeploy --model m"),
         ("stat --interval -1", "--interval -1"),

@@ -63,6 +63,7 @@ def test_defaults_are_those_of_the_older_tool() -> None:
         "worker_concurrency": None,
         "cpus_per_worker": 0.01,
         "gpus_per_worker": 0.0,
+        "resources": {},
         "load_balance": "lru",
         "max_queue": 1024,
         "queue_timeout": 300.0,
@@ -99,6 +100,33 @@ def test_the_guides_saas_command() -> None:
 )
 def test_infer_params_add_up(words: list[str], expected: dict[str, str]) -> None:
     assert parse_deploy("--model", "m", *words).infer_params == expected
+
+
+@pytest.mark.parametrize(
+    ("yaml", "words", "expected"),
+    [
+        ("", ["--resources", "TPU=1", "zephyr=0.5"], {"TPU": 1.0, "zephyr": 0.5}),
+        ("", ["--resources", "TPU=1 zephyr=2", "--resources", "TPU=4"], {"TPU": 4.0, "zephyr": 2.0}),
+        ("resources: {TPU: 2, zephyr: 1}", ["--resources", "TPU=4"], {"TPU": 4.0, "zephyr": 1.0}),
+        ("resources: [TPU=2, zephyr=1]", [], {"TPU": 2.0, "zephyr": 1.0}),
+        ("resources: TPU=2", [], {"TPU": 2.0}),
+    ],
+)
+def test_resources_add_up(tmp_path: Path, yaml: str, words: list[str], expected: dict[str, float]) -> None:
+    file = tmp_path / "flags.yaml"
+    file.write_text(f"model: m\n{yaml}")
+    assert parse_deploy("--file", str(file), *words).resources == expected
+
+
+def test_resources_in_the_banner_are_no_secrets() -> None:
+    values = parse_deploy("--model", "m", "--resources", "key_slots=1")
+    assert "resources           : {'key_slots': 1.0}" in banner("deploy", deploy.FLAGS, values)
+
+
+@pytest.mark.parametrize("given", ["TPU", "TPU=", "TPU=many", "=", "TPU=1 2"])
+def test_resources_that_are_no_numbers_are_refused(given: str) -> None:
+    with pytest.raises(InvalidInput, match="is not of the form name=number"):
+        parse_deploy("--model", "m", "--resources", given)
 
 
 WORD = st.from_regex(r"[a-z][a-z.]{0,6}", fullmatch=True)

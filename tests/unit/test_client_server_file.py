@@ -7,8 +7,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from byzerllm.client.server_file import read_server_file
-from byzerllm.errors import ServerUnavailable
+from byzerllm.client.server_file import (
+    prepare_folder,
+    read_server_file,
+    recorded_server,
+    write_server_file,
+)
+from byzerllm.errors import InvalidInput, ServerUnavailable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,7 +36,28 @@ def test_reads_what_a_server_writes(tmp_path: Path) -> None:
     info = read_server_file(file)
     assert info is not None
     assert (info.address, info.pid, info.token) == (("127.0.0.1", 8765), 123, "t0ken")
+    assert info.ray_address == ""
     assert "t0ken" not in repr(info)
+
+
+def test_what_is_kept_is_read_again_and_is_for_its_owner_only(tmp_path: Path) -> None:
+    file = tmp_path / "server.json"
+    file.write_text(json.dumps({**CONTENT, "ray_address": "h:1"}))
+    info = read_server_file(file)
+    assert info is not None
+    kept = tmp_path / "ray" / "server.json"
+    prepare_folder(kept.parent)
+    kept.write_text("an older one")
+    write_server_file(kept, info)
+    assert read_server_file(kept) == info
+    assert kept.stat().st_mode & 0o777 == 0o600
+    assert list(kept.parent.iterdir()) == [kept]
+
+
+def test_a_folder_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InvalidInput, match="cannot be written: not a directory"):
+        prepare_folder(tmp_path / "file" / "home")
 
 
 def test_no_file_is_no_server(tmp_path: Path) -> None:
@@ -48,6 +74,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, text: str) -> None:
     with pytest.raises(ServerUnavailable, match=r"server\.json is damaged") as caught:
         read_server_file(file)
     assert caught.value.hint
+    assert recorded_server(file) is None
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -24,6 +24,14 @@ def test_without_an_argument_the_process_environment_is_read(monkeypatch: pytest
     assert Settings.read().home == Path("/srv/byzerllm")
 
 
+def test_on_ray_only_the_home_is_another() -> None:
+    settings = Settings.read({"BYZERLLM_HOME": "/srv/byzerllm", "BYZERLLM_API_KEY": "k"})
+    on_ray = settings.on_ray("h:6379")
+    assert (on_ray.home, on_ray.ray_address) == (Path("/srv/byzerllm/ray"), "h:6379")
+    assert on_ray.server_file == Path("/srv/byzerllm/ray/server.json")
+    assert (on_ray.api_key, settings.ray_address) == ("k", "")
+
+
 def test_every_variable_is_read() -> None:
     settings = Settings.read(
         {

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from byzerllm.cli.flags import MODEL, NUMBER, PARAMS, SWITCH, WHOLE, Flag
+from byzerllm.cli.flags import AMOUNTS, MODEL, NUMBER, PARAMS, SWITCH, WHOLE, Flag
 from byzerllm.client.admin import AdminClient, Event
 from byzerllm.client.launch import ensure_server
 from byzerllm.engines.hf_folder import looks_like_hub_name
@@ -34,6 +34,7 @@ _SPEC_FLAGS = (
     Flag("worker_concurrency", WHOLE, default=_DEFAULT.worker_concurrency),
     Flag("cpus_per_worker", NUMBER, default=_DEFAULT.cpus_per_worker),
     Flag("gpus_per_worker", NUMBER, default=_DEFAULT.gpus_per_worker),
+    Flag("resources", AMOUNTS, default=_DEFAULT.resources),
     Flag("load_balance", default=_DEFAULT.load_balance, choices=LOAD_BALANCE),
     Flag("max_queue", WHOLE, default=_DEFAULT.max_queue),
     Flag("queue_timeout", NUMBER, default=_DEFAULT.queue_timeout),
@@ -51,6 +52,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     spec = build_spec(arguments)
     check_spec(spec)
     check_type(spec)
+    check_resources(spec, on_ray=bool(settings.ray_address))
     body = {
         "spec": msgspec.to_builtins(spec),
         "replace": arguments.replace,
@@ -93,6 +95,20 @@ def check_type(spec: DeploymentSpec) -> None:
         hint=f"Did you mean saas/{spec.kind}?",
         param="pretrained_model_type",
     )
+
+
+def check_resources(spec: DeploymentSpec, *, on_ray: bool) -> None:
+    """Refuse resources where there can be none.
+
+    Raises:
+        InvalidInput: they are a Ray cluster's, and none is meant.
+    """
+    if spec.resources and not on_ray:
+        raise InvalidInput(
+            f"--resources {next(iter(spec.resources))} is for a Ray cluster, and this command uses this machine alone.",
+            hint="Leave it out, or name the cluster with --ray_address HOST:PORT.",
+            param="resources",
+        )
 
 
 def referenced_environment(params: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, str]:

@@ -141,8 +141,35 @@ class Params(Text):
         return as_text(value)
 
 
-TEXT, SECRET, WHOLE, NUMBER, SWITCH, WORDS, SEVERAL, PARAMS = (
-    Text(), Secret(), Whole(), Number(), Switch(), Words(), Several(), Params(),
+class Amounts(Params):
+    """``name=number`` words, which add up as parameters do."""
+
+    options: ClassVar[dict[str, Any]] = {**Params.options, "metavar": "NAME=AMOUNT"}
+
+    def parse(self, flag: str, given: Any) -> Any:
+        if isinstance(given, dict):
+            texts = {name: self._scalar(f"{flag} {name}", text) for name, text in given.items()}
+        else:
+            words = " ".join(map(str, [given] if isinstance(given, str) else given)).split()
+            texts = {name: text for name, _, text in (word.partition("=") for word in words)}
+        return {name: self._amount(flag, name, text) for name, text in texts.items()}
+
+    def show(self, value: Any) -> str:
+        return str(value)
+
+    def _amount(self, flag: str, name: str, text: str) -> float:
+        try:
+            return float(text)
+        except ValueError:
+            raise InvalidInput(
+                f"{flag} {name}={text} is not of the form name=number.",
+                hint="For example: --resources TPU=1",
+                param=flag,
+            ) from None
+
+
+TEXT, SECRET, WHOLE, NUMBER, SWITCH, WORDS, SEVERAL, PARAMS, AMOUNTS = (
+    Text(), Secret(), Whole(), Number(), Switch(), Words(), Several(), Params(), Amounts(),
 )  # fmt: skip
 
 

@@ -71,8 +71,16 @@ FLAGS: dict[str, tuple[str, str]] = {
     "prompt_template": ("accepted for older scripts, without effect", "仅为兼容旧脚本，无作用"),
     "query": ("the question", "问题"),
     "queue_timeout": ("seconds a request may wait for a free slot", "请求排队的最长秒数"),
-    "ray_address": ("auto: this machine", "auto：本机"),
+    "ray_address": (
+        "HOST:PORT or ray://HOST:PORT of a Ray cluster; auto: the cluster that is up here, else as embedded: "
+        "this machine alone",
+        "Ray 集群地址 HOST:PORT 或 ray://HOST:PORT；auto：使用已启动的集群，否则同 embedded（仅本机）",
+    ),
     "replace": ("replace an instance of this name that has other parameters", "替换参数不同的同名实例"),
+    "resources": (
+        "name=amount ... of a Ray cluster's custom resources, for one worker",
+        "每个 worker 占用的 Ray 自定义资源",
+    ),
     "response_role": ("accepted for older scripts, without effect", "仅为兼容旧脚本，无作用"),
     "served_model_name": ("name under which callers see the model", "对外显示的模型名称"),
     "ssl_certfile": ("TLS certificate, PEM", "TLS 证书文件（PEM）"),

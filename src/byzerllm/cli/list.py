@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from byzerllm.cli.console import table
-from byzerllm.client.admin import AdminClient
+from byzerllm.client.launch import connect
 
 if TYPE_CHECKING:
     import argparse
@@ -18,7 +18,7 @@ FLAGS: tuple[Flag, ...] = ()
 
 
 def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> int:
-    deployments = AdminClient.connect(settings).get("/admin/deployments")["deployments"]
+    deployments = connect(settings).get("/admin/deployments")["deployments"]
     if not console.out_is_terminal:
         console.json(deployments)
         return 0

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, urlencode
 
 from byzerllm.cli.flags import MODEL, SWITCH, WHOLE, Flag
-from byzerllm.client.admin import AdminClient
+from byzerllm.client.launch import connect
 from byzerllm.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
         query["worker"] = arguments.worker
     path = f"/admin/deployments/{quote(arguments.model, safe='')}/logs?{urlencode(query)}"
     try:
-        for piece in AdminClient.connect(settings).pieces("GET", path):
+        for piece in connect(settings).pieces("GET", path):
             console.raw(piece)
     except KeyboardInterrupt:
         if not arguments.follow:

@@ -78,8 +78,12 @@ def _run(words: Sequence[str], console: Console) -> int:
     command = cast("Command", importlib.import_module(f"byzerllm.cli.{name}"))
     values = arguments.parse(name, command.FLAGS, words[1:])
     console.note(arguments.banner(name, command.FLAGS, values))
-    _check_ray_address(values.ray_address)
-    return command.run(values, console, Settings.read())
+    settings = Settings.read()
+    if name != "version":
+        from byzerllm.cli.where import choose_server
+
+        settings = choose_server(values.ray_address, console, settings)
+    return command.run(values, console, settings)
 
 
 def _stream(name: str) -> TextIO:
@@ -99,15 +103,6 @@ def _give_up_stdout() -> None:
 def _overview() -> str:
     rows = "\n".join(f"  {name:10} {lang.command_help(name)}" for name in lang.COMMANDS)
     return f"usage: byzerllm COMMAND [FLAGS]\n\n{rows}\n\nbyzerllm COMMAND --help lists the flags."
-
-
-def _check_ray_address(address: str) -> None:
-    if address not in ("", "auto", "embedded"):
-        raise InvalidInput(
-            f"--ray_address {address!r}: this version does not run on a Ray cluster.",
-            hint="Leave --ray_address out to run on this machine.",
-            param="ray_address",
-        )
 
 
 def _crash_file() -> Path:

@@ -14,6 +14,7 @@ from urllib.parse import quote
 from byzerllm.cli.flags import MODEL, SEVERAL, SWITCH, Flag
 from byzerllm.client.admin import AdminClient
 from byzerllm.client.chat import stream_chat
+from byzerllm.client.launch import connect
 from byzerllm.client.media import draw, speak, transcribe
 from byzerllm.errors import InvalidInput, UpstreamBroken
 
@@ -62,7 +63,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     target = _output_file(arguments.output_file)
     if arguments.template != "auto":
         console.note("--template has no effect: the model's own template is used.")
-    client = AdminClient.connect(settings)
+    client = connect(settings)
     client.get("/admin/server")  # only our own server takes the token; /v1 would answer anyone, and be paid for it
     model = client.get(f"/v1/models/{quote(arguments.model, safe='')}")
     task = str(model.get("task"))

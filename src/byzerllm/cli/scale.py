@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from byzerllm.cli.flags import MODEL, WHOLE, Flag
-from byzerllm.client.admin import AdminClient
+from byzerllm.client.launch import connect
 from byzerllm.errors import InvalidInput
 from byzerllm.spec import MAX_WORKERS
 
@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
             hint=f"byzerllm undeploy --model {name} removes the instance." if count == 0 else None,
             param="num_workers",
         )
-    AdminClient.connect(settings).operation(
+    connect(settings).operation(
         "POST",
         f"/admin/deployments/{quote(name, safe='')}/scale",
         {"num_workers": count},

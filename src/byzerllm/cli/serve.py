@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from byzerllm.cli.flags import SECRET, SWITCH, WHOLE, WORDS, Flag
 from byzerllm.client.admin import AdminClient
 from byzerllm.client.launch import ensure_server, running_server
+from byzerllm.client.locate import is_this_machine
 from byzerllm.client.server_file import ServerInfo, process_exists
 from byzerllm.errors import ByzerError, InvalidInput, ServerUnavailable
 from byzerllm.spec import resolve
@@ -55,6 +56,8 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
         if getattr(arguments, flag.name) != flag.default:
             console.note(f"--{flag.name} has no effect any more.")
     info = ensure_server(settings, console.progress)
+    if info.ray_address and not is_this_machine(info.address[0]):
+        console.note(f"It listens on the cluster's head node, {info.address[0]}.")
     try:
         while True:
             _listen(AdminClient(info), listener, console)
@@ -90,11 +93,11 @@ def _wait_for_return(settings: Settings, gone: ServerInfo) -> ServerInfo:
         info = running_server(settings)
         if info is not None:
             return info
-        if not process_exists(gone.supervisor_pid):
+        if not (gone.supervisor_pid and process_exists(gone.supervisor_pid)):  # a server on Ray has none
             raise ServerUnavailable("The server was stopped.", hint="Run byzerllm serve again to start it.")
         time.sleep(0.1)
     raise ServerUnavailable(
-        f"The server did not come back within {RETURN_LIMIT:.0f} s.", hint=f"Its log is {settings.server_log}."
+        f"The server did not come back within {RETURN_LIMIT:.0f} s.", hint=f"Its log is {gone.home}/logs/server.log."
     )
 
 

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from byzerllm.cli.flags import Flag
 from byzerllm.client.admin import AdminClient
-from byzerllm.client.launch import ensure_server, running_server
-from byzerllm.client.server_file import process_exists
+from byzerllm.client.launch import ensure_server, is_left, running_server
 from byzerllm.errors import ServerUnavailable
 
 if TYPE_CHECKING:
@@ -39,11 +38,11 @@ def _stop(console: Console, settings: Settings) -> None:
     AdminClient(info).call("POST", "/admin/server/stop")
     console.progress("Waiting for running requests and engines to end ...")
     deadline = time.monotonic() + settings.drain_timeout + STOP_MARGIN
-    while process_exists(info.pid) or process_exists(info.supervisor_pid):
+    while is_left(info):
         if time.monotonic() > deadline:
             raise ServerUnavailable(
                 f"The server (pid {info.pid}) was told to stop and still runs.",
-                hint=f"Its log is {settings.server_log}.",
+                hint=f"Its log is {info.home}/logs/server.log.",
             )
         time.sleep(0.02)
     console.data("Server stopped")
@@ -57,11 +56,12 @@ def _status(console: Console, settings: Settings) -> None:
     if not console.out_is_terminal:
         return console.json({name: state[name] for name in ("url", "pid", "runtime", "version", "home")})
     age = max(0.0, time.time() - state["started_at"])
+    cluster = settings.ray_address
     for name, value in (
         ("address", state["url"]),
-        ("process", f"{state['pid']} (supervised by {state['supervisor_pid']})"),
+        ("process", f"{state['pid']} (supervised by {'Ray' if cluster else state['supervisor_pid']})"),
         ("running for", f"{age:.0f} s"),
-        ("runtime", state["runtime"]),
+        ("runtime", f"{state['runtime']} {cluster}".rstrip()),
         ("version", state["version"]),
         ("home", state["home"]),
         ("instances", state["deployments"]),

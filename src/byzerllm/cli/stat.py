@@ -8,13 +8,14 @@ from urllib.parse import quote
 
 from byzerllm.cli.console import table
 from byzerllm.cli.flags import NUMBER, SWITCH, Flag
-from byzerllm.client.admin import AdminClient
+from byzerllm.client.launch import connect
 from byzerllm.errors import InvalidInput
 
 if TYPE_CHECKING:
     import argparse
 
     from byzerllm.cli.console import Console
+    from byzerllm.client.admin import AdminClient
     from byzerllm.settings import Settings
 
 FLAGS = (Flag("model"), Flag("interval", NUMBER, default=0), Flag("detail", SWITCH, False))
@@ -23,7 +24,7 @@ FLAGS = (Flag("model"), Flag("interval", NUMBER, default=0), Flag("detail", SWIT
 def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> int:
     if not 0 <= arguments.interval < 1e6:
         raise InvalidInput(f"--interval {arguments.interval:g} must be a number of seconds.", param="interval")
-    client = AdminClient.connect(settings)
+    client = connect(settings)
     _show(arguments, console, client)
     try:
         while arguments.interval:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from byzerllm.cli.flags import MODEL, SWITCH, Flag
-from byzerllm.client.admin import AdminClient
+from byzerllm.client.launch import connect
 
 if TYPE_CHECKING:
     import argparse
@@ -19,7 +19,7 @@ FLAGS = (MODEL, Flag("force", SWITCH, False))
 
 def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> int:
     name = arguments.model
-    AdminClient.connect(settings).operation(
+    connect(settings).operation(
         "DELETE",
         f"/admin/deployments/{quote(name, safe='')}?force={arguments.force:d}",
         final=("gone",),

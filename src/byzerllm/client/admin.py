@@ -6,13 +6,10 @@ import json
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPException, HTTPResponse
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from byzerllm.client.server_file import ServerInfo, read_server_file
+from byzerllm.client.server_file import ServerInfo
 from byzerllm.errors import AuthenticationFailed, ByzerError, ServerUnavailable, from_payload
-
-if TYPE_CHECKING:
-    from byzerllm.settings import Settings
 
 Event = dict[str, Any]
 
@@ -32,21 +29,6 @@ class AdminClient:
 
     def __init__(self, info: ServerInfo) -> None:
         self.info = info
-
-    @classmethod
-    def connect(cls, settings: Settings) -> AdminClient:
-        """The client of the server that ``server.json`` names. Nothing is sent yet.
-
-        Raises:
-            ServerUnavailable: there is no server.
-        """
-        info = read_server_file(settings.server_file)
-        if info is None:
-            raise ServerUnavailable(
-                "No server is running, so nothing is deployed.",
-                hint="byzerllm deploy starts one; byzerllm up also restores what was deployed before.",
-            )
-        return cls(info)
 
     def get(self, path: str, *, timeout: float = ANSWER_TIMEOUT) -> dict[str, Any]:
         """The JSON answer of a GET; ``timeout`` in seconds."""
@@ -177,6 +159,20 @@ class AdminClient:
                 details={"timed_out": True},
             )
         return ServerUnavailable(f"The connection to the server at {url} broke off.")
+
+
+def answers(info: ServerInfo, timeout: float = 5.0) -> bool:
+    """Whether this very server answers: at that address there may be another by now.
+
+    Raises:
+        ServerUnavailable: nothing came within ``timeout`` seconds.
+    """
+    try:
+        return AdminClient(info).get("/admin/server", timeout=timeout).get("pid") == info.pid
+    except ByzerError as error:  # another program's answer, or none
+        if error.details.get("timed_out"):
+            raise
+        return False
 
 
 def split_lines(pieces: Iterable[bytes]) -> Iterator[bytes]:

@@ -1,4 +1,7 @@
-"""Start the background server when none runs. Two commands at the same moment start one server."""
+"""The server that a command talks to: found, and started when none runs. Two commands at once start one server.
+
+``settings`` say which: this machine's own, which is started here, or a Ray cluster's (``ray_server.py``).
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from byzerllm.client.admin import AdminClient
-from byzerllm.client.server_file import ServerInfo, process_exists, read_server_file
+from byzerllm.client import ray_server
+from byzerllm.client.admin import AdminClient, answers
+from byzerllm.client.locate import is_this_machine
+from byzerllm.client.server_file import (
+    ServerInfo,
+    prepare_folder,
+    process_exists,
+    read_server_file,
+    recorded_server,
+)
 from byzerllm.errors import ByzerError, InvalidInput, ServerUnavailable
 
 if TYPE_CHECKING:
@@ -29,6 +40,23 @@ LOG_LINES = 15
 UNUSABLE = 2
 ALREADY_RUNNING = 3
 
+_NOTHING_RUNS_HINT = "byzerllm deploy starts one; byzerllm up also restores what was deployed before."
+
+
+def connect(settings: Settings) -> AdminClient:
+    """The client of the server that is there; this machine's own is not asked yet whether it still runs.
+
+    Raises:
+        ServerUnavailable: there is no server.
+    """
+    if settings.ray_address:
+        info, where = ray_server.running_server(settings), f" on the Ray cluster at {settings.ray_address}"
+    else:
+        info, where = read_server_file(settings.server_file), ""
+    if info is None:
+        raise ServerUnavailable(f"No server is running{where}, so nothing is deployed.", hint=_NOTHING_RUNS_HINT)
+    return AdminClient(info)
+
 
 def ensure_server(settings: Settings, notify: Callable[[str], None]) -> ServerInfo:
     """The running server, started first when there is none; ``notify`` is told so.
@@ -37,57 +65,48 @@ def ensure_server(settings: Settings, notify: Callable[[str], None]) -> ServerIn
         InvalidInput: ``$BYZERLLM_HOME`` cannot be used.
         ServerUnavailable: it did not start, with the last lines of its log; or one runs and does not answer.
     """
+    if settings.ray_address:
+        return ray_server.ensure_server(settings, notify)
     info = running_server(settings)
     if info is not None:
         return info
-    _prepare(settings.home)
-    _prepare(settings.logs)
+    prepare_folder(settings.home)
+    prepare_folder(settings.logs)
     with _start_lock(settings.home / "start.lock"):
         return running_server(settings) or _start(settings, notify)
 
 
 def running_server(settings: Settings) -> ServerInfo | None:
-    """The server that ``server.json`` names, if it is the one that answers there; else None.
+    """The server that runs, if it is the one that answers at its address; else None.
 
     Raises:
-        ServerUnavailable: its process lives, and does not answer.
+        ServerUnavailable: it runs, and does not answer.
     """
-    info = _recorded(settings)
+    if settings.ray_address:
+        return ray_server.running_server(settings)
+    info = recorded_server(settings.server_file)
     return info if info is not None and _answers(info) else None
 
 
-def _recorded(settings: Settings) -> ServerInfo | None:
+def is_left(info: ServerInfo) -> bool:
+    """Whether anything of a server that was told to stop is still there, as far as this machine can see."""
+    if not info.ray_address:
+        return process_exists(info.pid) or process_exists(info.supervisor_pid)
+    if is_this_machine(info.address[0]):
+        return process_exists(info.pid)
     try:
-        return read_server_file(settings.server_file)
+        return answers(info)
     except ServerUnavailable:
-        return None  # a damaged file is as good as none: the new server replaces it
+        return True  # slow is not gone
 
 
 def _answers(info: ServerInfo) -> bool:
-    """Whether this very server answers: at that address there may be another by now."""
     try:
-        return AdminClient(info).get("/admin/server", timeout=5.0).get("pid") == info.pid
-    except ServerUnavailable as error:
-        if error.details.get("timed_out") and process_exists(info.pid):
+        return answers(info)
+    except ServerUnavailable:
+        if process_exists(info.pid):
             raise
         return False
-    except ByzerError:
-        return False  # another program's answer
-
-
-def _prepare(folder: Path) -> None:
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        writable = os.access(folder, os.W_OK | os.X_OK)
-        reason = "permission denied"
-    except OSError as error:
-        writable, reason = False, (error.strerror or str(error)).lower()
-    if not writable:
-        raise InvalidInput(
-            f"The folder {folder} cannot be written: {reason}.",
-            hint="Set BYZERLLM_HOME to a folder that you can write.",
-            param="BYZERLLM_HOME",
-        )
 
 
 @contextmanager
@@ -113,12 +132,12 @@ def _start_lock(path: Path) -> Iterator[None]:
 
 def _start(settings: Settings, notify: Callable[[str], None]) -> ServerInfo:
     notify("Starting the server ...")
-    left_over = _recorded(settings)
+    left_over = recorded_server(settings.server_file)
     log_start = settings.server_log.stat().st_size if settings.server_log.exists() else 0
     process = _spawn(settings)
     deadline = time.monotonic() + START_LIMIT
     while time.monotonic() < deadline:
-        info = _recorded(settings)
+        info = recorded_server(settings.server_file)
         if info is not None and info != left_over and _answers(info):
             return info
         code = process.poll()

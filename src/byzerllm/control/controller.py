@@ -24,6 +24,7 @@ from byzerllm.control.private import PrivateDeployment, Surroundings
 from byzerllm.control.saas import SaasDeployment
 from byzerllm.control.secrets import Secrets
 from byzerllm.control.state import State
+from byzerllm.control.status import status
 from byzerllm.control.store import SavedDeployment, Store
 from byzerllm.engines.environments import Environments
 from byzerllm.errors import ByzerError
@@ -94,26 +95,7 @@ class Controller:
 
     def status(self, name: str) -> dict[str, Any]:
         """What ``byzerllm list`` shows, secrets masked."""
-        deployment = self.get(name)
-        spec, instance = deployment.spec, deployment.instance
-        state, reason = deployment.state()
-        return {
-            "name": name,
-            "pretrained_model_type": spec.pretrained_model_type,
-            "infer_backend": spec.infer_backend,
-            "model": spec.model_path or (instance.workers[0].upstream.model if instance.workers else ""),
-            "state": state.value,
-            "reason": reason,
-            "num_workers": spec.num_workers,
-            "ready_workers": sum(1 for w in instance.workers if w.in_rotation),
-            "slots_free": sum(w.free for w in instance.workers),
-            "slots_total": sum(w.capacity for w in instance.workers),
-            "queued": instance.queued,
-            "total_requests": sum(w.requests for w in instance.workers),
-            "load_balance": spec.load_balance,
-            "created_at": deployment.created_at,
-            "spec": {**msgspec.to_builtins(spec), "infer_params": prepare.masked_params(spec)},
-        }
+        return status(self.get(name))
 
     # -- changing ------------------------------------------------------------------------------------------------
 
@@ -193,7 +175,11 @@ class Controller:
     async def restore(self) -> None:
         """At the server's start: bring the desired state back, re-adopting the engines that still run."""
         engines = await self._store.load_engines()
-        for saved in await self._store.load():
+        desired = await self._store.load()
+        names = [saved.spec.name for saved in desired]
+        await self._runtime.sweep(names, [engine.process.worker_id for engine in engines])
+        await self._names.sweep(names)
+        for saved in desired:
             deployment = self._rebuild(saved)
             self._register(deployment)
             if isinstance(deployment, PrivateDeployment):

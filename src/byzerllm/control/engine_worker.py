@@ -166,6 +166,8 @@ def ended_error(worker: EngineWorker, runtime: Runtime) -> DeploymentFailed | No
     ended = runtime.poll(worker.process)
     if ended is None:
         return None
+    if ended.lost:
+        return DeploymentFailed(f"worker {worker.index} was lost: {ended.lost}.")
     return failure(f"worker {worker.index} {how(ended)}", worker.plan.engine, ended.tail)
 
 

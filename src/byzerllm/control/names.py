@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 
@@ -25,6 +25,10 @@ class Names(Protocol):
         """The instance is no longer known there."""
         ...
 
+    async def sweep(self, names: Collection[str]) -> None:
+        """No other instances are known there: a server died before it had dropped them."""
+        ...
+
 
 class NoNames:
     """Nobody else needs to know: clients use HTTP."""
@@ -36,4 +40,7 @@ class NoNames:
         return
 
     async def drop(self, name: str) -> None:
+        return
+
+    async def sweep(self, names: Collection[str]) -> None:
         return

@@ -172,12 +172,18 @@ class Server:
         temporary.replace(path)
 
 
-def _known_token(settings: Settings) -> str | None:
-    """The token that a server that crashed has told its clients: they go on without looking it up again."""
+def recorded(settings: Settings) -> dict[str, Any]:
+    """What a server of this home that crashed has told its clients: they go on with the same token and address."""
     try:
-        token = json.loads(settings.server_file.read_text("utf-8")).get("token")
-    except (OSError, ValueError, AttributeError):
-        return None
+        told = json.loads(settings.server_file.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    # The file may be a command's note of where another machine's server is.
+    return told if isinstance(told, dict) and told.get("home") == str(settings.home) else {}
+
+
+def _known_token(settings: Settings) -> str | None:
+    token = recorded(settings).get("token")
     return token if isinstance(token, str) and len(token) >= 32 else None
 
 
@@ -204,15 +210,18 @@ def _embedded(settings: Settings) -> Ground:
     )
 
 
+def log_to(handler: logging.Handler) -> None:
+    """Write all logs there and nowhere else."""
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", handlers=[handler], force=True
+    )
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+
+
 def main() -> int:
     """Entry point of ``python -m byzerllm.gateway.server``; returns the exit code."""
     os.umask(0o077)
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    log_to(logging.StreamHandler(sys.stderr))
     try:
         settings = Settings.read()
         logging.getLogger().setLevel(settings.log_level)

@@ -11,7 +11,7 @@ import msgspec
 from byzerllm.engines.base import Launch
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncIterator, Collection, Iterable
 
     from byzerllm.spec import DeploymentSpec
 
@@ -29,6 +29,11 @@ class Need:
     cpus: float = 0.0
     gpus: float = 0.0
     resources: Mapping[str, float] = field(default_factory=dict)
+
+    def __add__(self, other: Need) -> Need:
+        names = {*self.resources, *other.resources}
+        resources = {name: self.resources.get(name, 0.0) + other.resources.get(name, 0.0) for name in names}
+        return Need(self.cpus + other.cpus, self.gpus + other.gpus, resources)
 
     @classmethod
     def of(cls, spec: DeploymentSpec) -> Need:
@@ -62,10 +67,14 @@ class EngineProcess(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Exit(msgspec.Struct, frozen=True):
-    """How a process ended: its exit code (negative: the signal; None: not known) and its last log lines."""
+    """How a process ended: its exit code (negative: the signal; None: not known) and its last log lines.
+
+    ``lost`` says what became of it where nobody saw its end (``its node is gone``).
+    """
 
     code: int | None
     tail: str
+    lost: str = ""
 
 
 class Capacity(msgspec.Struct, frozen=True):
@@ -138,6 +147,10 @@ class Runtime(Protocol):
 
         Its share of the machine is free again.
         """
+        ...
+
+    async def sweep(self, instances: Collection[str], workers: Collection[str]) -> None:
+        """Free what belongs to no instance and worker of these names: a server died before it had written it down."""
         ...
 
     def poll(self, process: EngineProcess) -> Exit | None:

@@ -12,7 +12,7 @@ from byzerllm.runtime.ledger import Ledger
 from byzerllm.runtime.local import LocalProcesses
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncIterator, Collection, Iterable
     from pathlib import Path
 
     from byzerllm.runtime.base import Command, EngineProcess, Exit, Need, Waiting
@@ -78,7 +78,9 @@ class EmbeddedRuntime:
         gpus = self._ledger.take(worker_id, need.gpus)
         devices = ",".join(self._gpus[number] for number in gpus)
         try:
-            return await self._processes.start(worker_id, command, token=token, devices=devices, gpus=gpus)
+            port = self._processes.free_port()
+            launch = command(HOST, port)
+            return await self._processes.start(worker_id, launch, port=port, token=token, devices=devices, gpus=gpus)
         except BaseException:
             self._ledger.drop(worker_id)
             raise
@@ -87,6 +89,9 @@ class EmbeddedRuntime:
         """Ask the process and its children to end; kill what is left after ``grace`` seconds; its GPUs are free."""
         await self._processes.stop(process, grace=grace)
         self._ledger.drop(process.worker_id)
+
+    async def sweep(self, instances: Collection[str], workers: Collection[str]) -> None:
+        """Nothing: a process that nobody has written down is not known to be an engine."""
 
     def poll(self, process: EngineProcess) -> Exit | None:
         """None while it runs. Never blocks; at the end it reads some KiB of the log."""

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from byzerllm.engines.base import Launch
-    from byzerllm.runtime.base import Command
 
 # Below the ports that the kernel gives to outgoing connections, so that none of these can take one meanwhile.
 FIRST_PORT, LAST_PORT = 20_000, 32_000
@@ -56,7 +55,7 @@ class LocalProcesses:
         self._port = random.randrange(FIRST_PORT, LAST_PORT)
 
     async def start(
-        self, worker_id: str, command: Command, *, token: str, devices: str, gpus: Sequence[int | str] = ()
+        self, worker_id: str, launch: Launch, *, port: int, token: str, devices: str, gpus: Sequence[int | str] = ()
     ) -> EngineProcess:
         """Start a process and return at once; it is not ready yet.
 
@@ -65,8 +64,6 @@ class LocalProcesses:
         Raises:
             DeploymentFailed: the process could not be created at all.
         """
-        port = self.free_port()
-        launch = command(self.host, port)
         environ = _environ(launch, devices)
         loop = asyncio.get_running_loop()
         spawned = loop.run_in_executor(None, self._spawn, worker_id, launch.argv, environ)
@@ -137,7 +134,7 @@ class LocalProcesses:
         Raises:
             NotFound: no worker of that name was ever started here.
         """
-        follower = Follower(self._log(worker_id))
+        follower = self.follower(worker_id)
         first = await asyncio.to_thread(follower.tail, tail)
         if first is None:
             raise NotFound(f"Worker {worker_id} has no log.")
@@ -148,6 +145,10 @@ class LocalProcesses:
                 yield more
             else:
                 await asyncio.sleep(FOLLOW_SECONDS)
+
+    def follower(self, worker_id: str, position: tuple[int, int] = (0, 0)) -> Follower:
+        """A reader of the worker's log, whether there is one or not. It blocks."""
+        return Follower(self._log(worker_id), position)
 
     def _log(self, worker_id: str) -> WorkerLog:
         return WorkerLog(self._logs_dir / f"{worker_id}.log")

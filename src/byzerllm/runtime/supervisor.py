@@ -41,7 +41,7 @@ FIRST_DELAY, LONGEST_DELAY = 0.2, 5.0
 _PR_SET_CHILD_SUBREAPER = 36
 
 
-class _Refused(Exception):
+class Refused(Exception):
     """Why the server cannot be started, and the exit code that says so."""
 
     def __init__(self, code: int, message: str) -> None:
@@ -66,9 +66,9 @@ def supervise(settings: Settings, *, any_port: bool, command: Sequence[str] = CO
     of its descriptors in ``BYZERLLM_LISTEN_FD`` and ``BYZERLLM_SECRETS_FD`` (Linux only).
     """
     try:
-        lock = _lock(settings)
-        listener = _listen(settings.port, any_port=any_port)
-    except _Refused as refused:
+        lock = lock_home(settings)
+        listener = listen(HOST, settings.port, any_port=any_port)
+    except Refused as refused:
         _say(str(refused))
         return refused.code
     environ = {
@@ -90,8 +90,12 @@ def supervise(settings: Settings, *, any_port: bool, command: Sequence[str] = CO
     return _Supervisor(settings, tuple(command), environ).run()
 
 
-def _lock(settings: Settings) -> int:
-    """Take the home for this server; the lock goes when the last process that inherited it has ended."""
+def lock_home(settings: Settings) -> int:
+    """Take the home for this server; the lock goes when the last process that inherited it has ended.
+
+    Raises:
+        Refused: the folder cannot be used, or another server has it.
+    """
     path = settings.home / "server.lock"
     try:
         settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -100,31 +104,36 @@ def _lock(settings: Settings) -> int:
         reason = (
             f"{settings.home} cannot be used: {error.strerror}. Set BYZERLLM_HOME to a folder that you can write to."
         )
-        raise _Refused(EXIT_HOME, reason) from None
+        raise Refused(EXIT_HOME, reason) from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        raise _Refused(EXIT_LOCKED, f"a server for {settings.home} runs already.") from None
+        raise Refused(EXIT_LOCKED, f"a server for {settings.home} runs already.") from None
     return lock
 
 
-def _listen(port: int, *, any_port: bool) -> socket.socket:
+def listen(host: str, port: int, *, any_port: bool) -> socket.socket:
+    """A socket that listens on the port or, with ``any_port``, on the next one that is free.
+
+    Raises:
+        Refused: there is none.
+    """
     last = min(port + PORTS_TO_TRY, 65536) if any_port else port + 1
     for candidate in range(port, last):
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listener.bind((HOST, candidate))
+            listener.bind((host, candidate))
             listener.listen(BACKLOG)
         except OSError as error:
             listener.close()
             if error.errno != errno.EADDRINUSE:
-                raise _Refused(EXIT_FAILED, f"cannot listen on {HOST}:{candidate}: {error.strerror}.") from None
+                raise Refused(EXIT_FAILED, f"cannot listen on {host}:{candidate}: {error.strerror}.") from None
         else:
             return listener
     if any_port:
-        raise _Refused(EXIT_FAILED, f"no port from {port} to {last - 1} is free. Set BYZERLLM_PORT to another.")
-    raise _Refused(EXIT_FAILED, f"port {port} is taken. Set BYZERLLM_PORT to another, or end what listens there.")
+        raise Refused(EXIT_FAILED, f"no port from {port} to {last - 1} is free. Set BYZERLLM_PORT to another.")
+    raise Refused(EXIT_FAILED, f"port {port} is taken. Set BYZERLLM_PORT to another, or end what listens there.")
 
 
 def _signal_pipe() -> int:

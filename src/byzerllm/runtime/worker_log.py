@@ -59,12 +59,18 @@ class WorkerLog:
 
 
 class Follower:
-    """Reads a log from its tail on. Holds no file open between two calls, each of which blocks: use a thread."""
+    """Reads a log from its tail on. Holds no file open between two calls, each of which blocks: use a thread.
 
-    def __init__(self, log: WorkerLog) -> None:
+    ``position`` is what another follower needs to go on where this one is.
+    """
+
+    def __init__(self, log: WorkerLog, position: tuple[int, int] = (0, 0)) -> None:
         self._path = log.path
-        self._inode = 0
-        self._offset = 0
+        self._inode, self._offset = position
+
+    @property
+    def position(self) -> tuple[int, int]:
+        return self._inode, self._offset
 
     def tail(self, lines: int) -> bytes | None:
         """The last ``lines`` lines; None if there is no log."""

@@ -128,7 +128,7 @@ class Answer:
                 self._reasoning.append(text)
                 self._signature = signature or self._signature
             case ToolCall():
-                _join_call(self._calls, event)
+                join_call(self._calls, event)
             case Tokens():
                 self.tokens = event
             case Finish(reason):
@@ -169,7 +169,8 @@ class Answer:
         return message
 
 
-def _join_call(calls: dict[int, dict[str, Any]], event: ToolCall) -> None:
+def join_call(calls: dict[int, dict[str, Any]], event: ToolCall) -> None:
+    """Add a piece of a tool call to OpenAI's objects, by their index."""
     call = calls.setdefault(event.index, {"id": "", "type": "function", "function": {"name": "", "arguments": ""}})
     call["id"] = call["id"] or event.id
     call["function"]["name"] = call["function"]["name"] or event.name

@@ -1,0 +1,125 @@
+"""The actor that holds one engine process on the node of a Ray cluster where Ray has placed it.
+
+A plain class: ``ray.py`` makes an actor of it. The engine lives and dies with it, and it outlives the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+
+from byzerllm.errors import DeploymentFailed
+from byzerllm.runtime.local import LocalProcesses
+
+if TYPE_CHECKING:
+    from byzerllm.engines.base import Launch
+    from byzerllm.runtime.base import EngineProcess, Exit
+
+POLL_SECONDS = 0.1
+
+# Kills the engine with all its children when the holder is gone, however that came about: its end closes the pipe.
+_GUARDIAN = 'read -r line; kill -9 "-$1"'
+
+
+class Place(NamedTuple):
+    """Where the engine is to listen, and what it was given there."""
+
+    host: str
+    port: int
+    gpus: tuple[str, ...]
+    node: str
+
+
+class EngineHolder:
+    """Starts, watches and stops the process of one worker that was given ``cpus``."""
+
+    def __init__(self, worker_id: str, logs: str, cpus: float) -> None:
+        from byzerllm.runtime.ray import here  # only where the actor runs
+
+        host, self._node, self._gpus = here()
+        self._worker_id = worker_id
+        self._processes = LocalProcesses(Path(logs), host)
+        if cpus < 1:  # Ray takes the share for a number of threads
+            os.environ.pop("OMP_NUM_THREADS", None)
+        self._process: EngineProcess | None = None
+        self._guardian: subprocess.Popen[bytes] | None = None
+
+    async def place(self) -> Place:
+        """Where the engine is to listen; answers as soon as Ray has placed this actor."""
+        return Place(self._processes.host, self._processes.free_port(), self._gpus, self._node)
+
+    async def start(self, launch: Launch, port: int, token: str) -> EngineProcess:
+        """Start the engine on the port that ``place`` gave.
+
+        Raises:
+            DeploymentFailed: the process could not be created at all.
+        """
+        started = await self._processes.start(
+            self._worker_id, launch, port=port, token=token, devices=",".join(self._gpus), gpus=self._gpus
+        )
+        try:
+            self._guardian = await asyncio.to_thread(_guard, started.pid)
+        except OSError as error:
+            await self._processes.stop(started, grace=0)
+            raise DeploymentFailed(f"The guardian of worker {self._worker_id} cannot be started: {error}.") from None
+        self._process = msgspec.structs.replace(started, node=self._node)
+        return self._process
+
+    async def holds(self, pid: int, started: float) -> bool:
+        """Whether that is the process it holds, and it runs."""
+        held = self._process
+        return held is not None and (held.pid, held.started) == (pid, started) and self._processes.poll(held) is None
+
+    async def wait(self) -> Exit:
+        """Return how the engine ended, once it has."""
+        assert self._process is not None
+        while True:
+            ended = self._processes.poll(self._process)
+            if ended is not None:
+                self._dismiss_guardian()
+                return ended
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def stop(self, grace: float) -> None:
+        """End the engine and its children; kill what is left after ``grace`` seconds."""
+        if self._process is not None:
+            await self._processes.stop(self._process, grace=grace)
+            self._dismiss_guardian()
+
+    async def read_log(self, position: tuple[int, int] | None, tail: int) -> tuple[bytes, tuple[int, int]]:
+        """The last ``tail`` lines, or with a position what was added since; and the position after it."""
+        follower = self._processes.follower(self._worker_id, position or (0, 0))
+        text = (
+            await asyncio.to_thread(follower.tail, tail) if position is None else await asyncio.to_thread(follower.more)
+        )
+        return text or b"", follower.position
+
+    def _dismiss_guardian(self) -> None:
+        guardian, self._guardian = self._guardian, None
+        if guardian is not None:
+            guardian.kill()
+            guardian.wait()
+            if guardian.stdin is not None:
+                guardian.stdin.close()
+
+
+def _guard(pid: int) -> subprocess.Popen[bytes]:
+    guardian = subprocess.Popen(
+        ["/bin/sh", "-c", _GUARDIAN, "byzerllm-guardian", str(pid)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    if guardian.poll() is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+        raise OSError(f"exit code {guardian.returncode}")
+    return guardian

@@ -1,0 +1,268 @@
+"""The runtime of a Ray cluster: Ray places each engine's holder on a node, this keeps the server's view of them.
+
+What Ray knows is asked for in tasks and threads of their own, so that nothing in the server's loop waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from byzerllm.errors import Conflict, DeploymentFailed, NotFound
+from byzerllm.runtime.base import Exit, Need
+from byzerllm.runtime.placement import ActorGone, bundles, check_need, check_possible, fits, why_waiting
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Collection, Iterable
+
+    from byzerllm.runtime.base import Command, EngineProcess, Room, Waiting
+    from byzerllm.runtime.holder import Place
+    from byzerllm.runtime.placement import Node
+    from byzerllm.runtime.ray import Actor, Cluster
+    from byzerllm.spec import DeploymentSpec
+
+_PREFIX = "engine:"
+HOLDER = "byzerllm.runtime.holder:EngineHolder"
+FIRST_LOOK, NEXT_LOOK = 1.2, 1.0  # seconds after which a worker without a place is told why
+ANSWER_SECONDS = 10.0  # for a call that does next to nothing
+FOLLOW_SECONDS = 0.3
+VIEW_SECONDS = 1.0  # how old the view of the nodes may be
+
+
+@dataclass
+class _Held:
+    """One worker: what it takes, the actor that holds its process, and how that ended."""
+
+    need: Need
+    actor: Actor
+    process: EngineProcess | None = None
+    ended: Exit | None = None
+    watch: asyncio.Task[None] | None = None
+
+
+@dataclass
+class _View:
+    """The nodes as they were a moment ago."""
+
+    nodes: list[Node] = field(default_factory=list)
+    at: float = float("-inf")
+    refresh: asyncio.Task[list[Node]] | None = None
+
+
+class RayRuntime:
+    """Engine processes on the nodes of a cluster, each held by a detached actor that outlives the server."""
+
+    name = "ray"
+
+    def __init__(self, cluster: Cluster, logs: str, now: Callable[[], float] = time.monotonic) -> None:
+        self._cluster = cluster
+        self._now = now
+        self._logs = logs
+        self._held: dict[str, _Held] = {}
+        self._view = _View()
+
+    # -- Runtime -------------------------------------------------------------------------------------------------
+
+    async def admit(self, spec: DeploymentSpec, others: Iterable[DeploymentSpec], *, patient: bool) -> None:
+        """Refuse what no node of the cluster could ever take, unless the caller is patient: nodes may come."""
+        check_need(spec)
+        if not spec.is_saas and not patient:
+            check_possible(Need.of(spec), await self._nodes())
+
+    def has_room(self, need: Need) -> bool:
+        """Whether a node had all of it free a moment ago."""
+        if self._now() - self._view.at > VIEW_SECONDS:
+            self._refresh()
+        return fits(need, self._view.nodes)
+
+    async def memory(self, spec: DeploymentSpec, workers: int, *, on_gpu: bool) -> Room | None:
+        """Not known: the server's machine is not where an engine runs."""
+        return None
+
+    async def reserve(self, spec: DeploymentSpec, workers: int) -> str:
+        """Hold the CPUs of a SaaS instance's workers, so that the cluster's own books are right; at no process each."""
+        cpus = spec.cpus_per_worker * workers
+        if not cpus:
+            await asyncio.to_thread(self._cluster.release, spec.name)
+            return ""
+        nodes = await self._nodes()
+        held = await asyncio.to_thread(self._cluster.reserve, spec.name, bundles(cpus, nodes))
+        if held:
+            return ""
+        free = sum(node.free.get("CPU", 0.0) for node in nodes)
+        return f"the cluster has {free:g} CPUs free: the {cpus:g} of {spec.name} will be counted once they are"
+
+    async def start(
+        self, worker_id: str, need: Need, command: Command, *, token: str, waiting: Waiting
+    ) -> EngineProcess:
+        """Have Ray place the worker, start its process there and return; it is not ready yet."""
+        held = _Held(need, await self._create(worker_id, need))
+        self._held[worker_id] = held
+        try:
+            place = await self._placed(held, waiting)
+            held.process = await held.actor.call("start", command(place.host, place.port), place.port, token)
+        except BaseException as error:
+            del self._held[worker_id]
+            await asyncio.shield(asyncio.to_thread(held.actor.kill))
+            if isinstance(error, ActorGone):
+                raise DeploymentFailed(f"Worker {worker_id} could not be placed: {error}.") from None
+            raise
+        self._watch(held)
+        return held.process
+
+    async def stop(self, process: EngineProcess, *, grace: float) -> None:
+        """End the engine, and free what its worker held on its node."""
+        held = self._held.pop(process.worker_id, None)
+        actor = held.actor if held else await asyncio.to_thread(self._cluster.find, _name(process.worker_id))
+        if held is not None and held.watch is not None:
+            held.watch.cancel()
+        if actor is None:
+            return
+        with suppress(ActorGone, asyncio.TimeoutError):
+            await actor.call("stop", grace, timeout=grace + ANSWER_SECONDS)
+        await asyncio.to_thread(actor.kill)
+
+    async def sweep(self, instances: Collection[str], workers: Collection[str]) -> None:
+        """Free what the cluster holds for others than these."""
+        await asyncio.to_thread(self._sweep, {_name(worker) for worker in workers}, set(instances))
+
+    def _sweep(self, holders: set[str], instances: set[str]) -> None:
+        for name in self._cluster.names():
+            left = self._cluster.find(name) if name.startswith(_PREFIX) and name not in holders else None
+            if left is not None:
+                left.kill()
+        for instance in self._cluster.reservations():
+            if instance not in instances:
+                self._cluster.release(instance)
+
+    def poll(self, process: EngineProcess) -> Exit | None:
+        """How it ended, as far as the cluster has told."""
+        held = self._held.get(process.worker_id)
+        if held is None or held.process != process:
+            return Exit(None, "", lost="it is not held by this cluster")
+        return held.ended
+
+    async def adopt(self, process: EngineProcess, need: Need) -> bool:
+        """Take back a process whose holder still runs."""
+        actor = await asyncio.to_thread(self._cluster.find, _name(process.worker_id))
+        if actor is None:
+            return False
+        try:
+            alive = await actor.call("holds", process.pid, process.started, timeout=ANSWER_SECONDS)
+        except (ActorGone, asyncio.TimeoutError):
+            alive = False
+        if not alive:
+            return False
+        self._held[process.worker_id] = held = _Held(need, actor, process)
+        self._watch(held)
+        return True
+
+    async def logs(self, worker_id: str, *, tail: int, follow: bool) -> AsyncIterator[bytes]:
+        """The last lines of a worker's log, wherever it runs, then what is added to it.
+
+        Raises:
+            NotFound: the worker has no place now.
+        """
+        held = self._held.get(worker_id)
+        if held is None:
+            raise NotFound(f"Worker {worker_id} runs on no node now, and its log is where it ran.")
+        position: tuple[int, int] | None = None
+        while True:
+            try:
+                text, position = await held.actor.call("read_log", position, tail, timeout=ANSWER_SECONDS)
+            except ActorGone as gone:
+                raise NotFound(f"The log of worker {worker_id} cannot be read: {gone}.") from None
+            if text:
+                yield text
+            elif follow:
+                await asyncio.sleep(FOLLOW_SECONDS)
+            if not follow:
+                return
+
+    # -- helpers -------------------------------------------------------------------------------------------------
+
+    async def _create(self, worker_id: str, need: Need) -> Actor:
+        def create() -> Actor:
+            return self._cluster.create(
+                *(HOLDER, _name(worker_id), worker_id, self._logs, need.cpus),
+                cpus=need.cpus,
+                gpus=need.gpus,
+                resources=need.resources,
+            )
+
+        try:
+            return await _made(create)
+        except Conflict:  # a holder that was left by a server which died before it had noted it
+            left = await asyncio.to_thread(self._cluster.find, _name(worker_id))
+            if left is not None:
+                await asyncio.to_thread(left.kill)
+            return await _made(create)
+
+    async def _placed(self, held: _Held, waiting: Waiting) -> Place:
+        """Wait until Ray has placed the holder; meanwhile say why it has not."""
+        answer: asyncio.Task[Place] = asyncio.ensure_future(held.actor.call("place"))
+        pause = FIRST_LOOK
+        try:
+            while not (await asyncio.wait((answer,), timeout=pause))[0]:
+                nodes = await self._nodes()
+                waiting(why_waiting(held.need, nodes, self._held_by_instance()))
+                pause = NEXT_LOOK
+        except asyncio.CancelledError:
+            answer.cancel()
+            raise
+        waiting("")
+        return answer.result()
+
+    def _held_by_instance(self) -> dict[str, Need]:
+        """What the placed workers of each instance have in all."""
+        sums: dict[str, Need] = {}
+        for worker_id, held in self._held.items():
+            if held.process is not None:
+                name = worker_id.rsplit(".", 2)[0]
+                sums[name] = sums.get(name, Need()) + held.need
+        return sums
+
+    def _watch(self, held: _Held) -> None:
+        held.watch = asyncio.ensure_future(self._until_ended(held))
+
+    async def _until_ended(self, held: _Held) -> None:
+        try:
+            held.ended = await held.actor.call("wait")
+        except ActorGone as gone:
+            held.ended = Exit(None, "", lost=str(gone))
+
+    def _refresh(self) -> asyncio.Task[list[Node]]:
+        """Look at the nodes, once at a time."""
+        view = self._view
+        if view.refresh is None:
+            view.refresh = asyncio.ensure_future(self._look())
+            view.refresh.add_done_callback(lambda _: setattr(view, "refresh", None))
+        return view.refresh
+
+    async def _look(self) -> list[Node]:
+        nodes = await asyncio.to_thread(self._cluster.nodes)
+        self._view.nodes, self._view.at = nodes, self._now()
+        return nodes
+
+    async def _nodes(self) -> list[Node]:
+        return await asyncio.shield(self._refresh())
+
+
+def _name(worker_id: str) -> str:
+    """The actor's name."""
+    return _PREFIX + worker_id
+
+
+async def _made(create: Callable[[], Actor]) -> Actor:
+    """The new actor; killed again if nobody waits for it any more when it is there."""
+    making = asyncio.ensure_future(asyncio.to_thread(create))
+    try:
+        return await asyncio.shield(making)
+    except asyncio.CancelledError:
+        with suppress(Conflict):
+            await asyncio.to_thread((await making).kill)
+        raise

@@ -1,0 +1,274 @@
+"""A Ray cluster as this project sees it: actors by name, nodes, reserved CPUs. Only this module and ``ray_connection``
+import Ray.
+
+Ray places, supervises and names; no request and no token of an answer goes through it. All methods of ``Cluster`` block
+for some milliseconds: in an event loop use a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import re
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import ray
+import ray.actor
+import ray.exceptions
+import ray.util
+import ray.util.client
+from ray._private import state as cluster_state  # what each node has free has no public name
+from ray.experimental import internal_kv
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from byzerllm.errors import ByzerError, Conflict, InternalError
+from byzerllm.runtime.placement import ActorGone, Node
+from byzerllm.runtime.ray_connection import join
+
+NAMESPACE = "byzerllm"
+SERVER = "byzerllm"  # the name of the server's actor
+
+GRANT_SECONDS = 0.2  # Ray grants what is free within some milliseconds
+_RETRY_SECONDS = 0.1
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_NAMED_ERROR = re.compile(r"^byzerllm[.\w]*: ")
+_HEAD = "node:__internal_head__"
+_GROUP = "byzerllm:"
+_MEMORY_KEY = b"secrets"
+
+
+class Here(NamedTuple):
+    """Where an actor runs: the node's private address, its id, and the GPUs that Ray has given to the actor."""
+
+    host: str
+    node: str
+    gpus: tuple[str, ...]
+
+
+def here() -> Here:
+    """The place of the actor that calls it."""
+    context = ray.get_runtime_context()
+    gpus = tuple(str(number) for number in context.get_accelerator_ids().get("GPU", ()))
+    return Here(ray.util.get_node_ip_address(), context.get_node_id(), gpus)
+
+
+def own_handle() -> Any:
+    """The handle of the actor that calls it, as Ray hands it to others."""
+    return ray.get_runtime_context().current_actor
+
+
+class Actor:
+    """A handle of an actor. A call waits while Ray restarts it."""
+
+    def __init__(self, handle: ray.actor.ActorHandle) -> None:
+        self._handle = handle
+
+    async def call(self, method: str, *args: Any, timeout: float | None = None) -> Any:
+        """The answer of a method; ``timeout`` in seconds.
+
+        Raises:
+            ActorGone: it has died for good.
+            asyncio.TimeoutError: it did not answer in time.
+            ByzerError: what the method raised.
+        """
+        return await asyncio.wait_for(self._answer(method, args), timeout)
+
+    async def _answer(self, method: str, args: Sequence[Any]) -> Any:
+        while True:
+            try:
+                return await getattr(self._handle, method).remote(*args)
+            except ray.exceptions.ActorUnavailableError:
+                await asyncio.sleep(_RETRY_SECONDS)
+            except ray.exceptions.RayError as error:
+                raise _translated(error) from None
+
+    def ask(self, method: str, *args: Any, timeout: float) -> Any:
+        """The same for a program without an event loop.
+
+        Raises:
+            TimeoutError: it did not answer in time.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                return ray.get(getattr(self._handle, method).remote(*args), timeout=deadline - time.monotonic())
+            except ray.exceptions.ActorUnavailableError:
+                time.sleep(_RETRY_SECONDS)
+            except ray.exceptions.GetTimeoutError:
+                raise TimeoutError(f"no answer to {method} within {timeout:g} s") from None
+            except ray.exceptions.RayError as error:
+                raise _translated(error) from None
+
+    def has(self, method: str) -> bool:
+        """Whether its class has a method of that name."""
+        return hasattr(self._handle, method)
+
+    def kill(self) -> None:
+        """End it now and for good. Repeating it does nothing."""
+        with suppress(ray.exceptions.RayActorError):
+            ray.kill(self._handle)
+
+
+def _translated(error: ray.exceptions.RayError) -> BaseException:
+    """Ray's error as ours: what a method raised is taken out of its wrapping."""
+    if isinstance(error, ray.exceptions.RayTaskError):
+        cause = error.cause
+        return cause if isinstance(cause, ByzerError) else InternalError(f"An actor failed: {cause!r}.")
+    text = _COLOURS.sub("", str(error)).strip()
+    if "No module named 'byzerllm" in text:
+        return ActorGone("byzerllm is not installed on that node: run pip install 'byzerllm[ray]' there")
+    if isinstance(error, ray.exceptions.ActorDiedError) and error.actor_init_failed:
+        return ActorGone(_NAMED_ERROR.sub("", text.splitlines()[-1]))
+    if "killed by `ray.kill`" in text:
+        return ActorGone("it was killed by ray.kill", killed=True)
+    if isinstance(error, ray.exceptions.ActorUnschedulableError) or "node has died" in text:
+        return ActorGone("its node was lost")
+    return ActorGone("its actor's process ended")
+
+
+class Cluster:
+    """The cluster that this process is connected to."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    @classmethod
+    def connect(cls, address: str) -> Cluster:
+        """Connect this program to a cluster until ``disconnect``.
+
+        Raises:
+            ServerUnavailable: nothing answers there, it is of another version of Ray or Python, or it wants a token.
+        """
+        return cls(join(address, NAMESPACE))
+
+    def disconnect(self) -> None:
+        """End the program's connection; what it created stays."""
+        ray.shutdown()
+
+    @classmethod
+    def current(cls) -> Cluster:
+        """The cluster of the actor that calls it."""
+        return cls(ray.get_runtime_context().gcs_address)
+
+    def create(
+        self,
+        path: str,
+        name: str,
+        *args: Any,
+        namespace: str = NAMESPACE,
+        cpus: float = 0.0,
+        gpus: float = 0.0,
+        resources: Mapping[str, float] | None = None,
+        node: str = "",
+        restarts: bool = False,
+        calls: int | None = None,
+    ) -> Actor:
+        """Have a class (``module:Class``) run as a detached actor; returns before it does.
+
+        ``node`` pins it to one node; ``restarts`` has Ray start it again whenever its process dies;
+        ``calls`` is how many of its methods may wait at a time, where Ray's own number is too small.
+
+        Raises:
+            Conflict: there is an actor of that name.
+        """
+        module, _, kind = path.partition(":")
+        options: dict[str, Any] = {
+            "name": name,
+            "namespace": namespace,
+            "lifetime": "detached",
+            "num_cpus": cpus,
+            "num_gpus": gpus,
+            "resources": {key: value for key, value in (resources or {}).items() if value > 0},
+            "max_restarts": -1 if restarts else 0,
+        }
+        if calls is not None:
+            options["max_concurrency"] = calls
+        if node:
+            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
+        try:
+            return Actor(ray.remote(getattr(importlib.import_module(module), kind)).options(**options).remote(*args))
+        except ValueError as error:
+            if self.find(name, namespace) is None:
+                raise
+            raise Conflict(f"The cluster has an actor {name!r} in the namespace {namespace!r}.") from error
+
+    def find(self, name: str, namespace: str = NAMESPACE) -> Actor | None:
+        """The actor of that name, None when there is none or it has died."""
+        try:
+            return Actor(ray.get_actor(name, namespace))
+        except ValueError:
+            return None
+
+    def names(self, namespace: str = NAMESPACE) -> list[str]:
+        """The names of all actors there."""
+        return [a["name"] for a in ray.util.list_named_actors(all_namespaces=True) if a["namespace"] == namespace]
+
+    def nodes(self) -> list[Node]:
+        """The nodes that are alive."""
+        free = {} if ray.util.client.ray.is_connected() else cluster_state.available_resources_per_node()
+        return [
+            Node(
+                id=node["NodeID"],
+                host=node["NodeManagerAddress"],
+                head=_HEAD in node["Resources"],
+                total=node["Resources"],
+                free=free.get(node["NodeID"], {}),
+            )
+            for node in ray.nodes()
+            if node["Alive"]
+        ]
+
+    def reserve(self, instance: str, cpus: Sequence[float]) -> bool:
+        """Take these pieces of CPU out of what the cluster has free, in place of what the instance held before.
+
+        Returns whether all of them are free now; if not, Ray holds them back as soon as they are.
+        """
+        wanted = [{"CPU": amount} for amount in cpus]
+        group = self._group(instance)
+        if group is not None and group.bundle_specs != wanted:
+            ray.util.remove_placement_group(group)
+            group = None
+        if group is None:
+            group = ray.util.placement_group(wanted, strategy="PACK", name=_group_name(instance), lifetime="detached")
+        return bool(group.wait(timeout_seconds=GRANT_SECONDS))
+
+    def release(self, instance: str) -> None:
+        """The instance's CPUs are free again."""
+        group = self._group(instance)
+        if group is not None:
+            ray.util.remove_placement_group(group)
+
+    def reservations(self) -> list[str]:
+        """The instances that hold CPUs."""
+        groups = ray.util.placement_group_table().values()
+        names = [group["name"] for group in groups if group["state"] != "REMOVED"]
+        return [name.removeprefix(_GROUP) for name in names if name.startswith(_GROUP)]
+
+    def _group(self, instance: str) -> Any:
+        try:
+            return ray.util.get_placement_group(_group_name(instance))
+        except ValueError:
+            return None
+
+
+class ClusterMemory:
+    """A few KiB in the memory of the cluster's head: what outlives the server's process and not the cluster."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="cluster-memory")  # writes keep their order
+
+    def read(self) -> bytes:
+        return internal_kv._internal_kv_get(_MEMORY_KEY, namespace=NAMESPACE.encode()) or b""
+
+    def write(self, data: bytes) -> None:
+        self._thread.submit(
+            internal_kv._internal_kv_put, _MEMORY_KEY, data, overwrite=True, namespace=NAMESPACE.encode()
+        )
+
+
+def _group_name(instance: str) -> str:
+    return _GROUP + instance
