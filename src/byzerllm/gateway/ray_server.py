@@ -39,9 +39,10 @@ class RayServer:
 
     def __init__(self, options: dict[str, Any]) -> None:
         settings, any_port = _settings(options)
+        self._memory = ClusterMemory()
         try:
             self._lock = lock_home(settings)
-            ground = _ground(settings, any_port=any_port)
+            ground = _ground(settings, self._memory, any_port=any_port)
         except Refused as refused:
             raise ServerUnavailable(f"On the cluster's head node: {refused}") from None
         settings.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -76,6 +77,7 @@ class RayServer:
                 self._ready.set()
                 return
             os._exit(_DEATH)
+        self._memory.clear()
         self._actor.kill()  # it was told to stop: Ray must not start another
 
 
@@ -97,7 +99,7 @@ def _settings(options: dict[str, Any]) -> tuple[Settings, bool]:
     return replace(Settings(home=home), **given), any_port
 
 
-def _ground(settings: Settings, *, any_port: bool) -> Ground:
+def _ground(settings: Settings, memory: ClusterMemory, *, any_port: bool) -> Ground:
     """The sockets, on the ports of the server before this one where they are free, and what the cluster gives."""
     cluster, node = Cluster.current(), here()
     last = urlsplit(str(recorded(settings).get("url", ""))).port
@@ -106,7 +108,7 @@ def _ground(settings: Settings, *, any_port: bool) -> Ground:
     return Ground(
         runtime=RayRuntime(cluster, str(settings.logs)),
         names=LegacyNames(cluster, settings.home, node.node),
-        memory=ClusterMemory(),
+        memory=memory,
         local=local,
         shared=shared,
         ray_address=cluster.address,
