@@ -9,8 +9,11 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import dataclass
 from dataclasses import replace as replaced
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import msgspec
 import psutil
@@ -22,17 +25,17 @@ from byzerllm.errors import DeploymentFailed, NotFound
 from byzerllm.runtime.base import EngineProcess, Exit, Need
 from byzerllm.runtime.embedded import EmbeddedRuntime
 from byzerllm.runtime.local import LocalProcesses
+from byzerllm.runtime.on_ray import RayRuntime
 from byzerllm.spec import DeploymentSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
-    from pathlib import Path
 
     from blockbuster import BlockBuster
+    from tests.ray_cluster import RayCluster
 
     from byzerllm.runtime.base import Runtime
-
-RUNTIMES: dict[str, Callable[[Path], Runtime]] = {"embedded": EmbeddedRuntime}
+    from byzerllm.runtime.ray import Cluster
 
 # Says what it is asked to say, then waits for a signal.
 PROGRAM = "import os, signal, sys\nprint(eval(sys.argv[1]), flush=True)\nsignal.pause()"
@@ -52,75 +55,139 @@ import asyncio, sys, msgspec
 from pathlib import Path
 from byzerllm.engines.base import Launch
 from byzerllm.runtime.base import Need
-from byzerllm.runtime.embedded import EmbeddedRuntime
-launch = Launch(argv=(sys.executable, "-c", sys.argv[2], "'hello'"), env={}, ready_path="", ready_body=b"")
-runtime = EmbeddedRuntime(Path(sys.argv[1]))
-started = runtime.start("w", Need(), lambda host, port: launch, token="t", waiting=print)
+logs, address, program = sys.argv[1:]
+if address:
+    from byzerllm.runtime.on_ray import RayRuntime
+    from byzerllm.runtime.ray import Cluster
+    runtime = RayRuntime(Cluster.connect(address), logs)
+else:
+    from byzerllm.runtime.embedded import EmbeddedRuntime
+    runtime = EmbeddedRuntime(Path(logs))
+launch = Launch(argv=(sys.executable, "-c", program, "'hello'"), env={}, ready_path="", ready_body=b"")
+started = runtime.start("w", Need(), lambda host, port: launch, token="t", waiting=str)
 print(msgspec.json.encode(asyncio.run(started)).decode(), flush=True)
 """
+NEED = Need()
+CLUSTER_INCLUDED = 180.0  # seconds for a test that may have to start one
 
 
 def launch(program: str = PROGRAM, *args: str, **env: str) -> Launch:
     return Launch(argv=(sys.executable, "-c", program, *args), env=env, ready_path="", ready_body=b"")
 
 
-NEED = Need()
-
-
 async def begin(runtime: Runtime, what: Launch, worker: str = "w") -> EngineProcess:
     return await runtime.start(worker, NEED, lambda host, port: what, token="t", waiting=lambda why: None)
 
 
-def wait(work: Coroutine[Any, Any, Any]) -> Any:
-    return asyncio.run(work)
+@dataclass(frozen=True)
+class Kind:
+    """A runtime, and where one of them differs from the other."""
+
+    make: Callable[[], Runtime]
+    address: str = ""  # of its cluster
+    keeps_last_words: bool = True  # of what it has stopped: on Ray nobody is left who could tell
+    passes_environment: bool = True  # the server's own: on Ray it is the node's
 
 
 class Story:
-    """A runtime, and all that it started, which is gone at the end."""
+    """A runtime, and all that it started, which is gone at the end. Its loop runs only while the test waits in it."""
 
-    def __init__(self, make: Callable[[Path], Runtime], logs: Path) -> None:
-        self.runtime = make(logs)
-        self.next_server = make(logs)  # after the server's own restart
+    def __init__(self, kind: Kind) -> None:
+        self.kind = kind
+        self._loop = asyncio.new_event_loop()
+        self.runtime = kind.make()
+        self.next_server = kind.make()  # after the server's own restart
         self.started: list[EngineProcess] = []
 
+    def wait(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return self._loop.run_until_complete(work)
+
+    def eventually(self, predicate: Callable[[], Any], what: str) -> Any:
+        def look() -> Any:
+            self.wait(asyncio.sleep(0.01))  # what watches the processes goes on
+            return predicate()
+
+        return eventually(look, 20, what)
+
     def start(self, what: Launch, worker: str = "w") -> EngineProcess:
-        process: EngineProcess = wait(begin(self.runtime, what, worker))
+        process: EngineProcess = self.wait(begin(self.runtime, what, worker))
         self.started.append(process)
         return process
 
     def adopts(self, process: EngineProcess) -> bool:
         """Whether the server after the next takes the process back."""
-        adopted: bool = wait(self.next_server.adopt(process, NEED))
+        adopted: bool = self.wait(self.next_server.adopt(process, NEED))
         return adopted
 
     def log(self, worker: str = "w", tail: int = 100) -> bytes:
         async def read() -> bytes:
             return b"".join([part async for part in self.runtime.logs(worker, tail=tail, follow=False)])
 
-        text: bytes = wait(read())
+        text: bytes = self.wait(read())
         return text
 
     def said(self, text: str) -> None:
-        eventually(lambda: text.encode() in self.log(), what=f"{text!r} in the log")
+        self.eventually(lambda: text.encode() in self.log(), f"{text!r} in the log")
 
     def ended(self, process: EngineProcess) -> Exit:
-        ended = eventually(lambda: self.runtime.poll(process), what="the end of the process")
-        assert ended is not None
+        ended: Exit = self.eventually(lambda: self.runtime.poll(process), "the end of the process")
         return ended
 
+    def was_stopped(self, process: EngineProcess, code: int | None, words: str) -> bool:
+        """Whether the process is gone, and its end is known as far as the runtime keeps it."""
+        ended = self.ended(process)
+        if self.kind.keeps_last_words:
+            assert ended == Exit(code, words)
+        else:
+            assert ended == Exit(code, words) or (ended.code is None and ended.lost)
+        return not _runs(process.pid)
 
-@pytest.fixture(params=sorted(RUNTIMES))
-def story(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Story]:
-    story = Story(RUNTIMES[request.param], tmp_path / "logs")
+    def close(self) -> None:
+        for process in self.started:
+            self.wait(self.runtime.stop(process, grace=0))
+        left = asyncio.all_tasks(self._loop)
+        for task in left:
+            task.cancel()
+        if left:
+            self.wait(asyncio.wait(left))
+        self.wait(self._loop.shutdown_asyncgens())
+        self.wait(self._loop.shutdown_default_executor())
+        self._loop.close()
+
+
+@pytest.fixture(scope="module")
+def cluster(ray_cluster: RayCluster) -> Iterator[Cluster]:
+    """This process as one of the cluster's own programs, and nothing of that afterwards."""
+    from byzerllm.runtime.ray import Cluster  # takes a second to load
+
+    with patch.dict(os.environ):  # Ray adds to it
+        cluster = Cluster.connect(ray_cluster.address)
+        yield cluster
+        cluster.disconnect()
+    ray_cluster.clear()
+
+
+@pytest.fixture
+def embedded(tmp_path: Path) -> Kind:
+    return Kind(lambda: EmbeddedRuntime(tmp_path / "logs"))
+
+
+@pytest.fixture
+def ray(tmp_path: Path, cluster: Cluster) -> Kind:
+    return Kind(lambda: RayRuntime(cluster, str(tmp_path / "logs")), cluster.address, False, False)
+
+
+@pytest.fixture(params=["embedded", pytest.param("ray", marks=pytest.mark.timeout(CLUSTER_INCLUDED))])
+def story(request: pytest.FixtureRequest) -> Iterator[Story]:
+    story = Story(request.getfixturevalue(request.param))
     yield story
-    for process in story.started:
-        wait(story.runtime.stop(process, grace=0))
+    story.close()
 
 
 @pytest.mark.parametrize("gpus", [0.0, 1.0])
 def test_it_says_what_memory_is_free_or_that_it_cannot_be_told(story: Story, gpus: float) -> None:
     spec = DeploymentSpec(name="m", gpus_per_worker=gpus)
-    room = wait(story.runtime.memory(spec, 2, on_gpu=gpus > 0))
+    room = story.wait(story.runtime.memory(spec, 2, on_gpu=gpus > 0))
     assert room is None or 0 <= room.free <= room.total
 
 
@@ -130,30 +197,29 @@ def test_a_process_is_started_watched_taken_back_and_stopped(story: Story) -> No
     assert story.runtime.poll(process) is None
     assert story.adopts(process)
     assert story.next_server.poll(process) is None
-    wait(story.next_server.stop(process, grace=10))
+    story.wait(story.next_server.stop(process, grace=10))
     assert not story.adopts(process)
-    assert story.runtime.poll(process) == Exit(-signal.SIGTERM, "hello")
-    assert not psutil.pid_exists(process.pid)
+    assert story.was_stopped(process, -signal.SIGTERM, "hello")
 
 
 def test_every_call_can_be_repeated(story: Story) -> None:
     process = story.start(launch(PROGRAM, "'hello'"))
     story.said("hello")
     for _ in range(2):
-        wait(story.runtime.stop(process, grace=10))
-    assert story.runtime.poll(process) == story.runtime.poll(process) == Exit(-signal.SIGTERM, "hello")
-    assert not wait(story.runtime.adopt(process, NEED))
+        story.wait(story.runtime.stop(process, grace=10))
+        assert story.was_stopped(process, -signal.SIGTERM, "hello")
+    assert not story.wait(story.runtime.adopt(process, NEED))
 
 
 def test_a_process_of_an_earlier_server_is_taken_back_and_stopped(story: Story, tmp_path: Path) -> None:
-    server = [sys.executable, "-c", EARLIER_SERVER, str(tmp_path / "logs"), PROGRAM]
+    server = [sys.executable, "-c", EARLIER_SERVER, str(tmp_path / "logs"), story.kind.address, PROGRAM]
     done = subprocess.run(server, check=True, capture_output=True, timeout=30)
     process = msgspec.json.decode(done.stdout, type=EngineProcess)
     story.started.append(process)
-    assert wait(story.runtime.adopt(process, NEED))
+    assert story.wait(story.runtime.adopt(process, NEED))
     story.said("hello")
-    wait(story.runtime.stop(process, grace=10))
-    assert story.runtime.poll(process) == Exit(None, "hello")
+    story.wait(story.runtime.stop(process, grace=10))
+    assert story.was_stopped(process, None, "hello")
 
 
 def test_a_killed_process_is_told_with_its_signal_and_last_words(story: Story) -> None:
@@ -170,11 +236,14 @@ def test_last_words_are_of_this_start_only(story: Story) -> None:
 
 
 def test_another_process_of_the_same_number_is_not_taken_for_the_engine(story: Story) -> None:
-    process = story.start(launch())
+    process = story.start(launch(PROGRAM, "'hello'"))
+    story.said("hello")
     other = msgspec.structs.replace(process, started=process.started - 100)
     assert not story.adopts(other)
     assert story.next_server.poll(other) is not None
-    wait(story.next_server.stop(other, grace=0))
+    story.wait(story.next_server.stop(other, grace=0))
+    story.wait(story.runtime.stop(other, grace=0))
+    assert story.adopts(process)
     assert story.runtime.poll(process) is None
 
 
@@ -182,10 +251,8 @@ def test_what_does_not_end_is_killed_with_its_children(story: Story) -> None:
     process = story.start(launch(STUBBORN))
     story.said("child")
     child = int(story.log().split()[-1])
-    wait(story.runtime.stop(process, grace=0.2))
-    ended = story.runtime.poll(process)
-    assert ended is not None
-    assert ended.code == -signal.SIGKILL
+    story.wait(story.runtime.stop(process, grace=0.2))
+    assert story.was_stopped(process, -signal.SIGKILL, f"child {child}")
     eventually(lambda: not _runs(child), what="the end of the child")
 
 
@@ -211,8 +278,12 @@ def test_a_start_that_is_given_up_leaves_nothing(story: Story, tmp_path: Path) -
         with pytest.raises(asyncio.CancelledError):
             await starting
 
-    wait(give_up())
-    eventually(lambda: not [p for p in psutil.process_iter(["cmdline"]) if repr(mark) in (p.info["cmdline"] or ())])
+    story.wait(give_up())
+
+    def left() -> list[psutil.Process]:
+        return [p for p in psutil.process_iter(["cmdline"]) if repr(mark) in (p.info["cmdline"] or ())]
+
+    story.eventually(lambda: not left(), "the end of what was started")
 
 
 def test_the_environment_is_the_servers_without_its_secrets(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,7 +295,8 @@ def test_the_environment_is_the_servers_without_its_secrets(story: Story, monkey
     story.said("}")
     seen = json.loads(story.log(tail=1))
     assert not {"BYZERLLM_API_KEY", "BYZERLLM_LISTEN_FD"} & seen.keys()
-    assert (seen["OF_THE_USER"], seen["ADDED"], seen["CUDA_VISIBLE_DEVICES"]) == ("kept", "yes", "")
+    assert (seen["ADDED"], seen["CUDA_VISIBLE_DEVICES"]) == ("yes", "")
+    assert seen.get("OF_THE_USER") == ("kept" if story.kind.passes_environment else None)
     assert process.gpus == ()
 
 
@@ -257,7 +329,7 @@ def test_logs_are_followed_until_the_reader_leaves(story: Story) -> None:
         await logs.aclose()  # type: ignore[attr-defined]
         return text
 
-    assert b"second" in wait(asyncio.wait_for(follow(), 20))
+    assert b"second" in story.wait(asyncio.wait_for(follow(), 20))
 
 
 def test_logs_of_an_unknown_worker_are_not_found(story: Story) -> None:
@@ -290,4 +362,4 @@ def test_nothing_blocks_the_loop(story: Story, no_blocking: BlockBuster) -> None
         await story.runtime.stop(process, grace=10)
         assert story.runtime.poll(process) is not None
 
-    wait(work())
+    story.wait(work())

@@ -63,6 +63,7 @@ class FakeCluster:
         self.created: list[dict[str, Any]] = []
         self.reserved: dict[str, Sequence[float]] = {}
         self.has_cpus = True
+        self.in_queue = 1
 
     def create(self, path: str, name: str, *args: Any, **options: Any) -> FakeActor:
         if name in self.actors:
@@ -82,6 +83,9 @@ class FakeCluster:
 
     def nodes(self) -> list[Node]:
         return self.all_nodes
+
+    def queued(self, amounts: Mapping[str, float]) -> int:
+        return self.in_queue
 
     def reserve(self, instance: str, cpus: Sequence[float]) -> bool:
         self.reserved[instance] = cpus

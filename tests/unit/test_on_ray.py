@@ -54,8 +54,8 @@ class Holder:
         await self.ended.wait()
         return Exit(7, "last words")
 
-    async def stop(self, grace: float) -> None:
-        return
+    async def stop(self, pid: int, started: float, grace: float) -> bool:
+        return self.alive
 
     async def holds(self, pid: int, started: float) -> bool:
         return self.alive
@@ -140,6 +140,28 @@ def test_it_names_the_instance_that_holds_what_is_missing(monkeypatch: pytest.Mo
             await asyncio.sleep(0)
         assert "0 of 1 free, held by m;" in world.told[0]
         starting.cancel()
+
+    run(work)
+
+
+def test_a_worker_that_is_starting_in_its_place_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(on_ray, "FIRST_LOOK", 0.0)
+
+    async def work() -> None:
+        world = World(FULL)
+        world.cluster.in_queue = 1
+        first = world.start("m.1.0")
+        while "engine:m.1.0" not in world.cluster.actors:
+            await asyncio.sleep(0)
+        second = world.start("m.1.1")
+        while not any(world.told):
+            await asyncio.sleep(0)
+        assert "0 of 1 free, held by m;" in next(filter(None, world.told))
+        world.cluster.in_queue = 0
+        while world.told[-1]:
+            await asyncio.sleep(0)
+        first.cancel()
+        second.cancel()
 
     run(work)
 
@@ -230,7 +252,7 @@ def test_stop_ends_engine_and_holder_and_can_be_repeated() -> None:
         actor = world.actor()
         for _ in range(2):
             await world.runtime.stop(started, grace=3)
-        assert ("stop", 3) in actor.calls
+        assert ("stop", 9, 1.0, 3) in actor.calls
         assert actor.killed
         assert world.runtime.poll(started) is not None
 
@@ -241,6 +263,10 @@ def test_the_process_of_an_earlier_server_is_stopped() -> None:
     async def work() -> None:
         world = World()
         left = world.cluster.add("engine:m.1.0", world.holder.methods())
+        world.holder.alive = False
+        await world.runtime.stop(process("m.1.0"), grace=0)
+        assert not left.killed, "it holds another"
+        world.holder.alive = True
         await world.runtime.stop(process("m.1.0"), grace=0)
         assert left.killed
 

@@ -25,7 +25,7 @@ from byzerllm.control.saas import SaasDeployment
 from byzerllm.control.secrets import Secrets
 from byzerllm.control.state import State
 from byzerllm.control.status import status
-from byzerllm.control.store import SavedDeployment, Store
+from byzerllm.control.store import SavedDeployment, SavedEngine, Store
 from byzerllm.engines.environments import Environments
 from byzerllm.errors import ByzerError
 from byzerllm.providers.parse import SaasOptions, parse
@@ -180,23 +180,31 @@ class Controller:
         await self._runtime.sweep(names, [engine.process.worker_id for engine in engines])
         await self._names.sweep(names)
         for saved in desired:
-            deployment = self._rebuild(saved)
-            self._register(deployment)
+            self._register(self._rebuild(saved))
+        adopted = await asyncio.gather(*(self._adopt(engine) for engine in engines))
+        orphans = [engine for engine, ours in zip(engines, adopted, strict=True) if not ours]
+        await asyncio.gather(*(self._end(orphan) for orphan in orphans))
+        for deployment in self._deployments.values():
             if isinstance(deployment, PrivateDeployment):
-                for engine in [e for e in engines if e.deployment == saved.spec.name]:
-                    if await deployment.adopt(engine):
-                        engines.remove(engine)
-                deployment.run()
+                deployment.run()  # not before: a new worker may have an orphan's name
             else:
                 with contextlib.suppress(ByzerError):  # it stays, and its state says why it has no workers
                     await deployment.start(_silent)
-            try:
-                await self._names.claim(saved.spec.name)
-            except ByzerError as error:
-                log.warning("%s is not known to older clients: %s", saved.spec.name, error)
-        for orphan in engines:
-            await self._runtime.stop(orphan.process, grace=0)
-            await self._store.delete_engine(orphan.process.worker_id)
+        await asyncio.gather(*(self._claim(name) for name in names))
+
+    async def _adopt(self, engine: SavedEngine) -> bool:
+        deployment = self._deployments.get(engine.deployment)
+        return isinstance(deployment, PrivateDeployment) and await deployment.adopt(engine)
+
+    async def _end(self, orphan: SavedEngine) -> None:
+        await self._runtime.stop(orphan.process, grace=0)
+        await self._store.delete_engine(orphan.process.worker_id)
+
+    async def _claim(self, name: str) -> None:
+        try:
+            await self._names.claim(name)
+        except ByzerError as error:
+            log.warning("%s is not known to older clients: %s", name, error)
 
     async def settled(self, notify: Callable[[str, str], None]) -> AsyncIterator[tuple[str, str | None]]:
         """Each instance once it is ready, or with the reason once it failed; tries the failed ones again first."""

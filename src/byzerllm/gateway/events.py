@@ -69,7 +69,9 @@ class Operations:
         """Send pieces of text until they end or the client goes away."""
 
         async def pump() -> None:
+            first = await anext(pieces, b"")  # what cannot be read is refused before the answer begins
             await _start(send, TEXT)
+            await _piece(send, first)
             async for piece in pieces:
                 await _piece(send, piece)
 

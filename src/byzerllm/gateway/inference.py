@@ -130,7 +130,9 @@ class Inference:
                     instance.failed(worker, error)
                     if call.first_byte:
                         raise
-                    elsewhere = any(w.in_rotation and w.upstream is not worker.upstream for w in instance.workers)
+                    elsewhere = worker is not avoid and any(  # if it is, the others have no free slot
+                        w.in_rotation and w.upstream is not worker.upstream for w in instance.workers
+                    )
                     delay = retry_delay(error, attempt, worker.upstream.max_retries, elsewhere=elsewhere)
                     if delay is None:
                         raise

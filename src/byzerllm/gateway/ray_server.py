@@ -40,9 +40,10 @@ class RayServer:
     def __init__(self, options: dict[str, Any]) -> None:
         cluster = Cluster.current()
         settings, any_port = _settings(options, cluster.address)
+        self._memory = ClusterMemory()
         try:
             self._lock = lock_home(settings)
-            ground = _ground(settings, cluster, any_port=any_port)
+            ground = _ground(settings, cluster, self._memory, any_port=any_port)
         except Refused as refused:
             raise ServerUnavailable(f"On the cluster's head node: {refused}") from None
         settings.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -77,6 +78,7 @@ class RayServer:
                 self._ready.set()
                 return
             os._exit(_DEATH)
+        self._memory.clear()
         self._actor.kill()  # it was told to stop: Ray must not start another
 
 
@@ -98,7 +100,7 @@ def _settings(options: dict[str, Any], address: str) -> tuple[Settings, bool]:
     return replace(Settings(home=home, ray_address=address), **given), any_port
 
 
-def _ground(settings: Settings, cluster: Cluster, *, any_port: bool) -> Ground:
+def _ground(settings: Settings, cluster: Cluster, memory: ClusterMemory, *, any_port: bool) -> Ground:
     """The sockets, on the ports of the server before this one where they are free, and what the cluster gives."""
     node = here()
     last = urlsplit(str(recorded(settings).get("url", ""))).port
@@ -107,7 +109,7 @@ def _ground(settings: Settings, cluster: Cluster, *, any_port: bool) -> Ground:
     return Ground(
         runtime=RayRuntime(cluster, str(settings.logs)),
         names=LegacyNames(cluster, settings.home, node.node),
-        memory=ClusterMemory(),
+        memory=memory,
         local=local,
         shared=shared,
         ray_address=settings.ray_address,

@@ -75,7 +75,7 @@ class EngineHolder:
     async def holds(self, pid: int, started: float) -> bool:
         """Whether that is the process it holds, and it runs."""
         held = self._process
-        return held is not None and (held.pid, held.started) == (pid, started) and self._processes.poll(held) is None
+        return held is not None and _is(held, pid, started) and self._processes.poll(held) is None
 
     async def wait(self) -> Exit:
         """Return how the engine ended, once it has."""
@@ -87,11 +87,14 @@ class EngineHolder:
                 return ended
             await asyncio.sleep(POLL_SECONDS)
 
-    async def stop(self, grace: float) -> None:
-        """End the engine and its children; kill what is left after ``grace`` seconds."""
-        if self._process is not None:
-            await self._processes.stop(self._process, grace=grace)
-            self._dismiss_guardian()
+    async def stop(self, pid: int, started: float, grace: float) -> bool:
+        """End that process and its children; kill what is left after ``grace`` seconds. False if it holds another."""
+        held = self._process
+        if held is None or not _is(held, pid, started):
+            return False
+        await self._processes.stop(held, grace=grace)
+        self._dismiss_guardian()
+        return True
 
     async def read_log(self, position: tuple[int, int] | None, tail: int) -> tuple[bytes, tuple[int, int]]:
         """The last ``tail`` lines, or with a position what was added since; and the position after it."""
@@ -108,6 +111,10 @@ class EngineHolder:
             guardian.wait()
             if guardian.stdin is not None:
                 guardian.stdin.close()
+
+
+def _is(held: EngineProcess, pid: int, started: float) -> bool:
+    return (held.pid, held.started) == (pid, started)
 
 
 def _guard(pid: int) -> subprocess.Popen[bytes]:

@@ -179,7 +179,7 @@ class LocalProcesses:
         return not self._running(process)
 
     def _running(self, process: EngineProcess) -> bool:
-        if process.pid not in self._children:
+        if process.pid not in self._children or processes.is_other(process.pid, process.started):
             return processes.runs(process.pid, process.started)
         try:
             pid, status = os.waitpid(process.pid, os.WNOHANG)

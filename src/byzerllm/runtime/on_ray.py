@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from byzerllm.errors import Conflict, DeploymentFailed, NotFound
 from byzerllm.runtime.base import Exit, Need
-from byzerllm.runtime.placement import ActorGone, bundles, check_need, check_possible, fits, why_waiting
+from byzerllm.runtime.placement import ActorGone, bundles, check_need, check_possible, fits, wanted, why_waiting
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Iterable
@@ -40,6 +40,7 @@ class _Held:
     need: Need
     actor: Actor
     process: EngineProcess | None = None
+    placed: bool = False  # it has what it takes, as far as Ray has told
     ended: Exit | None = None
     watch: asyncio.Task[None] | None = None
 
@@ -115,15 +116,20 @@ class RayRuntime:
         return held.process
 
     async def stop(self, process: EngineProcess, *, grace: float) -> None:
-        """End the engine, and free what its worker held on its node."""
-        held = self._held.pop(process.worker_id, None)
+        """End the engine, and free what its worker held on its node; nothing where that is another process's by now."""
+        held = self._held.get(process.worker_id)
+        if held is not None:
+            if held.process != process:
+                return
+            del self._held[process.worker_id]
+            if held.watch is not None:
+                held.watch.cancel()
         actor = held.actor if held else await asyncio.to_thread(self._cluster.find, _name(process.worker_id))
-        if held is not None and held.watch is not None:
-            held.watch.cancel()
         if actor is None:
             return
         with suppress(ActorGone, asyncio.TimeoutError):
-            await actor.call("stop", grace, timeout=grace + ANSWER_SECONDS)
+            if not await actor.call("stop", process.pid, process.started, grace, timeout=grace + ANSWER_SECONDS):
+                return
         await asyncio.to_thread(actor.kill)
 
     async def sweep(self, instances: Collection[str], workers: Collection[str]) -> None:
@@ -162,26 +168,27 @@ class RayRuntime:
         return True
 
     async def logs(self, worker_id: str, *, tail: int, follow: bool) -> AsyncIterator[bytes]:
-        """The last lines of a worker's log, wherever it runs, then what is added to it.
+        """The last lines of a worker's log, wherever it runs, then what is added to it, by its next starts too.
 
         Raises:
             NotFound: the worker has no place now.
         """
-        held = self._held.get(worker_id)
-        if held is None:
-            raise NotFound(f"Worker {worker_id} runs on no node now, and its log is where it ran.")
         position: tuple[int, int] | None = None
         while True:
+            held, text, first = self._held.get(worker_id), b"", position is None
             try:
+                if held is None or held.process is None:
+                    raise ActorGone("it runs on no node now, and its log is where it ran")
                 text, position = await held.actor.call("read_log", position, tail, timeout=ANSWER_SECONDS)
             except ActorGone as gone:
-                raise NotFound(f"The log of worker {worker_id} cannot be read: {gone}.") from None
-            if text:
+                if first:
+                    raise NotFound(f"The log of worker {worker_id} cannot be read: {gone}.") from None
+            if text or first:
                 yield text
-            elif follow:
-                await asyncio.sleep(FOLLOW_SECONDS)
             if not follow:
                 return
+            if not text:
+                await asyncio.sleep(FOLLOW_SECONDS)
 
     # -- helpers -------------------------------------------------------------------------------------------------
 
@@ -195,12 +202,12 @@ class RayRuntime:
             )
 
         try:
-            return await _made(create)
+            return await made(create)
         except Conflict:  # a holder that was left by a server which died before it had noted it
             left = await asyncio.to_thread(self._cluster.find, _name(worker_id))
             if left is not None:
                 await asyncio.to_thread(left.kill)
-            return await _made(create)
+            return await made(create)
 
     async def _placed(self, held: _Held, waiting: Waiting) -> Place:
         """Wait until Ray has placed the holder; meanwhile say why it has not."""
@@ -209,7 +216,8 @@ class RayRuntime:
         try:
             while not (await asyncio.wait((answer,), timeout=pause))[0]:
                 nodes = await self._nodes()
-                waiting(why_waiting(held.need, nodes, self._held_by_instance()))
+                await self._look_who_waits(held.need)
+                waiting("" if held.placed else why_waiting(held.need, nodes, self._held_by_instance()))
                 pause = NEXT_LOOK
         except asyncio.CancelledError:
             answer.cancel()
@@ -217,11 +225,18 @@ class RayRuntime:
         waiting("")
         return answer.result()
 
+    async def _look_who_waits(self, need: Need) -> None:
+        """Tell those that wait for a place from those whose actor is starting in it: Ray knows how many wait."""
+        queued = await asyncio.to_thread(self._cluster.queued, wanted(need))
+        unknown = [held for held in self._held.values() if held.process is None and held.need == need]
+        for number, held in enumerate(unknown):  # the oldest first, as Ray does
+            held.placed = number < len(unknown) - queued
+
     def _held_by_instance(self) -> dict[str, Need]:
         """What the placed workers of each instance have in all."""
         sums: dict[str, Need] = {}
         for worker_id, held in self._held.items():
-            if held.process is not None:
+            if held.process is not None or held.placed:
                 name = worker_id.rsplit(".", 2)[0]
                 sums[name] = sums.get(name, Need()) + held.need
         return sums
@@ -257,7 +272,7 @@ def _name(worker_id: str) -> str:
     return _PREFIX + worker_id
 
 
-async def _made(create: Callable[[], Actor]) -> Actor:
+async def made(create: Callable[[], Actor]) -> Actor:
     """The new actor; killed again if nobody waits for it any more when it is there."""
     making = asyncio.ensure_future(asyncio.to_thread(create))
     try:

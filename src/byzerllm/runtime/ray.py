@@ -22,6 +22,8 @@ import ray.exceptions
 import ray.util
 import ray.util.client
 from ray._private import state as cluster_state  # what each node has free has no public name
+from ray._private.worker import global_worker
+from ray.core.generated import autoscaler_pb2
 from ray.experimental import internal_kv
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -222,6 +224,13 @@ class Cluster:
             if node["Alive"]
         ]
 
+    def queued(self, amounts: Mapping[str, float]) -> int:
+        """How many actors and tasks that ask for just this Ray has found no place for."""
+        gcs = global_worker.gcs_client
+        reply = autoscaler_pb2.GetClusterResourceStateReply.FromString(gcs.get_cluster_resource_state())
+        requests = reply.cluster_resource_state.pending_resource_requests
+        return sum(r.count for r in requests if dict(r.request.resources_bundle) == dict(amounts))
+
     def reserve(self, instance: str, cpus: Sequence[float]) -> bool:
         """Take these pieces of CPU out of what the cluster has free, in place of what the instance held before.
 
@@ -263,6 +272,11 @@ class ClusterMemory:
 
     def read(self) -> bytes:
         return internal_kv._internal_kv_get(_MEMORY_KEY, namespace=NAMESPACE.encode()) or b""
+
+    def clear(self) -> None:
+        """Nothing is left of what was written; nothing may be written after it."""
+        self._thread.shutdown()
+        internal_kv._internal_kv_del(_MEMORY_KEY, namespace=NAMESPACE.encode())
 
     def write(self, data: bytes) -> None:
         self._thread.submit(

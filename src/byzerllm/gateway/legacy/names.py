@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from byzerllm.errors import Conflict
+from byzerllm.runtime.on_ray import made
 from byzerllm.runtime.placement import ActorGone
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class LegacyNames:
         """
         if name in self._watches:
             return
-        actor = await asyncio.to_thread(self._actor, name)
+        actor = await made(lambda: self._actor(name))
         self._watches[name] = asyncio.ensure_future(self._until_gone(name, actor))
 
     async def drop(self, name: str) -> None:
