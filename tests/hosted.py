@@ -140,5 +140,5 @@ class Host:
         headers = [(b"authorization", f"Bearer {token}".encode()), (b"content-type", content_type.encode())]
         scope = {"type": "http", "method": method, "path": path, "headers": headers}
         await self.application(scope, receive, send)
-        start = sent[0] if sent else {"status": 0, "headers": []}
+        start: dict[str, Any] = sent[0] if sent else {"status": 0, "headers": []}
         return Reply(start["status"], dict(start["headers"]), b"".join(m.get("body", b"") for m in sent))

@@ -83,10 +83,12 @@ def endless(sample: Sample, worker: Running, run: Callable[..., Running], reques
 # Parameters and files
 
 
-def test_an_unknown_parameter_is_refused_with_the_nearest(sample: Sample, parse: Callable[..., EngineOptions]) -> None:
+def test_an_unknown_parameter_is_refused_with_the_nearest(
+    name: str, sample: Sample, parse: Callable[..., EngineOptions]
+) -> None:
     wrong, right = sample.misspelt
     with pytest.raises(InvalidInput, match=f"{wrong}.*Did you mean {right}"):
-        parse(**{wrong: "1"})
+        engine(name).check(parse(**{wrong: "1"}))
 
 
 def test_a_value_of_the_wrong_kind_is_refused(sample: Sample, parse: Callable[..., EngineOptions]) -> None:
@@ -274,7 +276,8 @@ def test_an_open_stream_does_not_hold_up_the_end(name: str, endless: Running, sa
         endless.stop()
     ended = endless.runtime.poll(endless.process)
     assert ended is not None
-    assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in family)
+    _, alive = psutil.wait_procs(family, timeout=30)
+    assert not alive
 
 
 @pytest.mark.parametrize("name", [n for n in names() if SAMPLES[n].light], indirect=True)
@@ -283,7 +286,8 @@ def test_an_engine_that_is_killed_leaves_no_process(run: Callable[..., Running])
     family = worker.family()
     family[0].kill()
     eventually(lambda: worker.runtime.poll(worker.process) is not None, 20, "its end to be seen")
-    eventually(lambda: not any(process.is_running() for process in family[1:]), 20, "the end of its children")
+    _, alive = psutil.wait_procs(family, timeout=30)
+    assert not alive
 
 
 @pytest.mark.parametrize("name", [n for n in names() if SAMPLES[n].embedding], indirect=True)

@@ -58,13 +58,11 @@ class Batcher:
                 self._admit(runner)
                 self._drop_cancelled()
                 self._make_room()
-                if not self._rows:
-                    continue
                 try:
-                    outcomes = [*self._read_prompts(), *self._next_tokens()]
+                    runner.publish(self._read_prompts())
+                    runner.publish(self._next_tokens())
                 except torch.OutOfMemoryError:
-                    outcomes = self._give_up()
-                runner.publish(outcomes)
+                    runner.publish(self._give_up())
 
     def _give_up(self) -> list[tuple[Ticket, Outcome]]:
         error = Overloaded(

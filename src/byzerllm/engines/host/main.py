@@ -42,9 +42,10 @@ LOADERS = {
 def main() -> NoReturn:
     """Serve until SIGTERM, which ends it with exit code 0; 1, with the cause as the last line, if it fails."""
     given = json.loads(os.environ.pop(OPTIONS_VARIABLE))
-    # Threads that wait for their next piece of work must not burn a core that another process needs: on a busy machine
-    # that made a step of a model ten times slower.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # How long a thread that waits for its next piece of work keeps its core busy. By itself it is so long that a step
+    # of a model took ten times its time whenever another process needed the core; none at all costs a third when none
+    # does.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     phase("importing libraries")
     try:

@@ -98,7 +98,7 @@ class Sampler:
         if not s.top_k and count < size and (shares.sum() < s.top_p or s.min_p):
             values, ids = scores.sort(descending=True)
             shares = torch.softmax(values.double(), -1)
-        shares = shares * (shares.cumsum(-1) - shares < s.top_p) * (shares >= s.min_p * shares[0])
+        shares = shares * (shares.cumsum(-1) - shares < max(s.top_p, 1e-9)) * (shares >= s.min_p * shares[0])
         return int(ids[self._pick(shares)])
 
     def _pick(self, shares: Any) -> int:

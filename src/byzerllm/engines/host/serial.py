@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from byzerllm.engines.host.backend import Job
     from byzerllm.engines.host.runner import Runner, Ticket
 
+NO_TOKEN = 2**31 - 1
+
 Choose = Callable[[Any], tuple[int, bool]]
 """From the logits of a step to its token and whether it is the last one."""
 
@@ -58,10 +60,11 @@ class Serial:
 def generate(model: Any, job: Job, choose: Choose) -> None:
     """Run the model until ``choose`` says that it was the last token."""
     config = copy.deepcopy(model.generation_config)
-    # What could change the logits before they come to us, or end the text, is ours to do.
+    # What could change the logits before they come to us, or end the text, is ours to do; None would be the model's
+    # own end.
     config.update(
         do_sample=False, num_beams=1, repetition_penalty=1.0, no_repeat_ngram_size=0, temperature=None, top_p=None,
-        top_k=None, min_p=None, eos_token_id=None, max_length=None, min_length=None, max_new_tokens=job.max_tokens,
+        top_k=None, min_p=None, eos_token_id=NO_TOKEN, max_length=None, min_length=None, max_new_tokens=job.max_tokens,
         return_dict_in_generate=False,
     )  # fmt: skip
     ids = torch.tensor([job.prompt.ids], device=model.device)

@@ -1,0 +1,88 @@
+"""DeepSpeed with a model divided between two processes."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+from scripts import tiny_hf
+from scripts.tiny_gguf import Shape
+from tests.engines import Running, options_of
+from tests.fixtures_models import SAY
+from tests.harness import eventually
+
+from byzerllm.engines import engine
+
+if TYPE_CHECKING:
+    from byzerllm.engines.base import EngineOptions
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory: pytest.TempPathFactory) -> EngineOptions:
+    path = tmp_path_factory.mktemp("hf") / "model"
+    params: dict[str, Any] = {"backend.tp_size": "2"}
+    tiny_hf.write(path, say=SAY, shape=Shape(hidden=256, heads=4, kv_heads=2, ctx=32768))
+    return options_of("deepspeed", path, **params)
+
+
+@pytest.fixture(scope="module")
+def worker(options: EngineOptions, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    found = engine("deepspeed")
+    found.check(options)
+    worker = Running(found, options, tmp_path_factory.mktemp("logs"))
+    yield worker.ready()
+    worker.stop(grace=0)
+
+
+def test_each_rank_holds_a_part(worker: Running) -> None:
+    log = Path(worker.process.log).read_text("utf-8")
+    parts = re.findall(r"rank (\d) holds ([\d,]+) of ([\d,]+) parameters", log)
+    assert sorted(rank for rank, _, _ in parts) == ["0", "1"]
+    for _, part, whole in parts:
+        assert int(part.replace(",", "")) < 0.8 * int(whole.replace(",", ""))
+
+
+def test_it_says_what_the_whole_model_says(worker: Running) -> None:
+    assert worker.says() == SAY
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda _: worker.says(), range(8))) == [SAY] * 8
+
+
+def test_all_ranks_stop_when_the_client_goes_away(worker: Running) -> None:
+    with worker.stream(ignore_eos=True, max_tokens=30_000):
+        pass
+
+    def quiet() -> bool:
+        before = worker.seconds_of_work()
+        psutil.cpu_percent(0.5)
+        return worker.seconds_of_work() - before < 0.15
+
+    eventually(quiet, 30, "the end of its work")
+    assert worker.says() == SAY
+
+
+def test_a_rank_that_dies_ends_all(worker: Running) -> None:
+    family = worker.family()
+    os.kill(family[1].pid, signal.SIGKILL)
+    ended = eventually(lambda: worker.runtime.poll(worker.process), 30, "the end of the engine")
+    assert ended is not None
+    assert ended.code == 1
+    assert "rank 1 of the model ended" in str(engine("deepspeed").cause(ended.tail))
+    assert not psutil.wait_procs(family, timeout=30)[1]
+
+
+def test_the_first_rank_takes_the_others_with_it(options: EngineOptions, tmp_path: Path) -> None:
+    worker = Running(engine("deepspeed"), options, tmp_path).ready()
+    family = worker.family()
+    family[0].kill()
+    assert not psutil.wait_procs(family[1:], timeout=30)[1]
+    worker.stop(grace=0)
