@@ -69,7 +69,7 @@ def test_only_the_command_line_writes_to_stdout() -> None:
 
 
 # What our own processes tell each other; nobody sets these by hand.
-INTERNAL = {"BYZERLLM_LISTEN_FD", "BYZERLLM_SECRETS_FD", "BYZERLLM_SUPERVISOR_PID", "BYZERLLM_ENGINE"}
+INTERNAL = {"BYZERLLM_LISTEN_FD", "BYZERLLM_SECRETS_FD", "BYZERLLM_SUPERVISOR_PID", "BYZERLLM_ENGINE", "BYZERLLM_RANK"}
 
 
 def test_every_environment_variable_is_documented_and_every_documented_one_is_read() -> None:

@@ -16,6 +16,7 @@ TABLE = {
     "ByzerError": ("internal_error", "api_error", 500, 1, False),
     "InvalidInput": ("invalid_request", "invalid_request_error", 400, 2, False),
     "TooLarge": ("request_too_large", "invalid_request_error", 413, 2, False),
+    "ContextExceeded": ("context_length_exceeded", "invalid_request_error", 400, 2, False),
     "AuthenticationFailed": ("invalid_api_key", "authentication_error", 401, 1, False),
     "Forbidden": ("forbidden", "permission_error", 403, 1, False),
     "NotFound": ("not_found", "not_found_error", 404, 1, False),

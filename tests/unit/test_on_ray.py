@@ -306,19 +306,41 @@ def test_what_cannot_be_is_refused_unless_the_caller_is_patient() -> None:
 
 
 def test_saas_cpus_are_held_and_freed() -> None:
-    async def work() -> None:
-        world = World()
-        spec = DeploymentSpec(name="s", pretrained_model_type="saas/x", cpus_per_worker=0.5, num_workers=6)
-        assert await world.runtime.reserve(spec, 6) == ""
-        assert world.cluster.reserved == {"s": [2.0, 1.0]}
-        world.cluster.has_cpus = False
-        assert await world.runtime.reserve(spec, 6) == (
-            "the cluster has 2 CPUs free: the 3 of s will be counted once they are"
-        )
-        assert await world.runtime.reserve(spec, 0) == ""
-        assert world.cluster.reserved == {}
+    world = World()
+    spec = DeploymentSpec(name="s", pretrained_model_type="saas/x", cpus_per_worker=0.5, num_workers=6)
+    world.runtime.reserve(spec, 6)
+    world.runtime.close()
+    assert world.cluster.reserved == {"s": [2.0, 1.0]}
+    world = World()
+    world.runtime.reserve(spec, 6)
+    world.runtime.reserve(spec, 0)
+    world.runtime.close()
+    assert world.cluster.reserved == {}
 
-    run(work)
+
+def test_cpus_that_are_not_free_are_asked_for_and_the_log_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    world = World()
+    world.cluster.has_cpus = False
+    world.runtime.reserve(DeploymentSpec(name="s", pretrained_model_type="saas/x", cpus_per_worker=0.5), 1)
+    world.runtime.close()
+    assert world.cluster.reserved == {"s": [0.5]}
+    assert "no 0.5 CPUs free: those of s are counted once they are" in caplog.text
+
+
+def test_what_a_saas_instance_holds_is_told_with_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(on_ray, "FIRST_LOOK", 0.0)
+
+    async def work() -> None:
+        world = World(Node("n1", "h", total={"CPU": 2}, free={"CPU": 0}))
+        world.runtime.reserve(DeploymentSpec(name="s", pretrained_model_type="saas/x", cpus_per_worker=2), 1)
+        world.runtime.close()
+        starting = world.start(need=Need(cpus=1))
+        while not world.told:
+            await asyncio.sleep(0)
+        assert world.told[0].endswith("asked 1 CPU per worker, the cluster has 0 of 2 free, held by s")
+        starting.cancel()
+
+    asyncio.run(work())
 
 
 def test_what_belongs_to_nobody_is_swept_away() -> None:

@@ -115,6 +115,13 @@ def test_a_broken_number_above_one_is_refused(fields: dict[str, Any], flag: str)
     assert refused.value.param == flag
 
 
+@pytest.mark.parametrize("fields", [{"cpus_per_worker": 0.00001}, {"resources": {"zephyr": 0.00001}}])
+def test_less_than_ray_counts_is_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput, match=r"the smallest share is 0\.0001") as refused:
+        check_need(spec(**fields))
+    assert refused.value.param in fields
+
+
 def test_fractions_and_whole_numbers_are_fine() -> None:
     check_need(spec(cpus_per_worker=0.001, gpus_per_worker=0.5, resources={"zephyr": 2}))
     check_need(spec("saas/openai", cpus_per_worker=1.5))

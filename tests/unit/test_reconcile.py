@@ -186,6 +186,18 @@ def view(index: int, phase: Phase, generation: int = 1, retry_at: float = 0.0) -
         ),
         pytest.param(
             Desired(2, 1),
+            [view(0, Phase.READY), replace(view(0, Phase.STARTING, 2), waiting="asked 1 GPU")],
+            [Drain("1.0")],
+            id="the room for the new one is gone: it gets the old one's",
+        ),
+        pytest.param(
+            Desired(2, 2),
+            [view(0, Phase.READY), view(1, Phase.DRAINING), replace(view(1, Phase.STARTING, 2), waiting="asked 1 GPU")],
+            [],
+            id="the new one waits, and an old one is leaving",
+        ),
+        pytest.param(
+            Desired(2, 1),
             [view(0, Phase.WAITING)],
             [Drain("1.0"), Start(0)],
             id="what does not serve is not waited for",

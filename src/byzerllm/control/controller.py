@@ -23,6 +23,7 @@ from byzerllm.control.names import Names
 from byzerllm.control.private import PrivateDeployment, Surroundings
 from byzerllm.control.saas import SaasDeployment
 from byzerllm.control.secrets import Secrets
+from byzerllm.control.settled import settled
 from byzerllm.control.state import State
 from byzerllm.control.status import status
 from byzerllm.control.store import SavedDeployment, SavedEngine, Store
@@ -68,6 +69,7 @@ class Controller:
         self._operations: dict[str, set[asyncio.Task[Any]]] = {}
         self._generations: dict[str, int] = {}
         self._removals: set[asyncio.Future[None]] = set()
+        self._restoring: asyncio.Future[None] | None = None
         self._around = Surroundings(
             runtime=runtime,
             pool=pool,
@@ -182,15 +184,23 @@ class Controller:
         for saved in desired:
             self._register(self._rebuild(saved))
         adopted = await asyncio.gather(*(self._adopt(engine) for engine in engines))
-        orphans = [engine for engine, ours in zip(engines, adopted, strict=True) if not ours]
-        await asyncio.gather(*(self._end(orphan) for orphan in orphans))
         for deployment in self._deployments.values():
-            if isinstance(deployment, PrivateDeployment):
-                deployment.run()  # not before: a new worker may have an orphan's name
-            else:
+            if not isinstance(deployment, PrivateDeployment):
                 with contextlib.suppress(ByzerError):  # it stays, and its state says why it has no workers
                     await deployment.start(_silent)
-        await asyncio.gather(*(self._claim(name) for name in names))
+        orphans = [engine for engine, ours in zip(engines, adopted, strict=True) if not ours]
+        self._restoring = asyncio.ensure_future(self._bring_back(orphans, list(self._deployments.values())))
+
+    async def _bring_back(self, orphans: list[SavedEngine], deployments: list[Deployment]) -> None:
+        """What of ``restore`` may take long where a node is lost, and no request waits for."""
+        for failure in await asyncio.gather(*(self._end(orphan) for orphan in orphans), return_exceptions=True):
+            if failure is not None:
+                log.error("an engine of an earlier server could not be ended: %s", failure)
+        for deployment in deployments:
+            if self._deployments.get(deployment.spec.name) is deployment:
+                if isinstance(deployment, PrivateDeployment):
+                    deployment.run()  # not before: a new worker may have an orphan's name
+                await self._claim(deployment.spec.name)
 
     async def _adopt(self, engine: SavedEngine) -> bool:
         deployment = self._deployments.get(engine.deployment)
@@ -206,31 +216,14 @@ class Controller:
         except ByzerError as error:
             log.warning("%s is not known to older clients: %s", name, error)
 
-    async def settled(self, notify: Callable[[str, str], None]) -> AsyncIterator[tuple[str, str | None]]:
+    def settled(self, notify: Callable[[str, str], None]) -> AsyncIterator[tuple[str, str | None]]:
         """Each instance once it is ready, or with the reason once it failed; tries the failed ones again first."""
-        waiting = self.names()
-        for name in waiting:
-            deployment = self._deployments[name]
-            if isinstance(deployment, SaasDeployment) and deployment.state()[0] is State.FAILED:
-                with contextlib.suppress(ByzerError):
-                    await deployment.start(_silent)
-        while waiting:
-            for name in list(waiting):
-                known = self._deployments.get(name)
-                state, reason = known.state() if known else (State.FAILED, "it was removed")
-                if state is State.READY:
-                    yield name, None
-                elif reason:
-                    yield name, reason
-                else:
-                    continue
-                waiting.remove(name)
-            for name in waiting:
-                notify(name, "starting")
-            await asyncio.sleep(0.05 if waiting else 0)
+        return settled(self._deployments, notify)
 
     async def close(self) -> None:
         """At the server's orderly stop: end all engines; the desired state stays on the disk."""
+        if self._restoring is not None:
+            self._restoring.cancel()
         for tasks in self._operations.values():
             for task in list(tasks):
                 task.cancel()

@@ -18,7 +18,7 @@ from byzerllm.control.engine_worker import EnginePlan, EngineWorker, ended_error
 from byzerllm.control.reconcile import Desired, Drain, reconcile
 from byzerllm.control.state import STEADY_AFTER, Phase, State, instance_state, restart_pause
 from byzerllm.control.store import SavedEngine, Store
-from byzerllm.errors import ByzerError, DeploymentFailed
+from byzerllm.errors import ByzerError, DeploymentFailed, InternalError
 from byzerllm.relay.pool import Pool
 from byzerllm.routing.instance import Instance
 from byzerllm.routing.worker import Worker
@@ -232,6 +232,11 @@ class PrivateDeployment:
         self._wake.set()
         if not task.cancelled() and task.exception() is not None:
             log.error("%s failed", name, exc_info=task.exception())
+            worker = self._workers.get(name.removeprefix("start "))
+            if worker is not None and worker.phase is Phase.STARTING:
+                self._went_down(
+                    worker, InternalError(f"worker {worker.index} could not be started: {task.exception()}.")
+                )
 
     # -- the steps -----------------------------------------------------------------------------------------------
 

@@ -72,6 +72,8 @@ def _roll(
     if surplus > 0:
         drains += [Drain(w.id) for w in serving[:surplus]]
     if len(current) > ready or not missing:  # one at a time
+        if any(w.waiting for w in current) and len(old) == len(serving) > 0:
+            return [Drain(serving[0].id)]  # there was room, and it is gone: the new one gets the old one's place
         return drains
     if len(workers) < desired.workers + (1 if desired.surge else 0):  # those that leave take up room too
         return [*drains, Start(missing[0])]

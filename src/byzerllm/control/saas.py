@@ -20,8 +20,8 @@ from byzerllm.wire.base import Task
 Resolve = Callable[[SaasOptions], Awaitable[str]]
 """The base URL of the options' vendor; starts the built-in mock where it is that."""
 
-Reserve = Callable[[DeploymentSpec, int], Awaitable[str]]
-"""Holds the share of the runtime of so many workers; returns a warning, or nothing."""
+Reserve = Callable[[DeploymentSpec, int], None]
+"""Holds the share of the runtime of so many workers."""
 
 
 class SaasDeployment:
@@ -66,7 +66,7 @@ class SaasDeployment:
         self.instance.task = options.task
         self.instance.set_unavailable(None)
         self._grow(upstreams, 0)
-        await self._hold(self.spec.num_workers, notify)
+        self._reserve(self.spec, self.spec.num_workers)
 
     async def change(self, spec: DeploymentSpec, generation: int, notify: Notify) -> None:
         options, upstreams = await self._upstreams(spec)
@@ -84,7 +84,7 @@ class SaasDeployment:
         self._grow(upstreams, kept)
         for worker in leaving:
             self.instance.retire(worker, lambda: None)
-        await self._hold(spec.num_workers, notify)
+        self._reserve(spec, spec.num_workers)
 
     async def drain(self, notify: Notify) -> None:
         self.instance.draining = True
@@ -94,12 +94,7 @@ class SaasDeployment:
         self.instance.cut("it was removed")
         for worker in list(self.instance.workers):
             self.instance.retire(worker, lambda: None)
-        await self._reserve(self.spec, 0)
-
-    async def _hold(self, workers: int, notify: Notify) -> None:
-        warning = await self._reserve(self.spec, workers)
-        if warning:
-            notify(warning)
+        self._reserve(self.spec, 0)
 
     def state(self) -> tuple[State, str]:
         if self.instance.draining:

@@ -122,10 +122,10 @@ class Runtime(Protocol):
         """
         ...
 
-    async def reserve(self, spec: DeploymentSpec, workers: int) -> str:
+    def reserve(self, spec: DeploymentSpec, workers: int) -> None:
         """Hold the CPUs of a SaaS instance's ``workers`` (0: of none any more), where the runtime keeps such books.
 
-        Returns a warning, empty when all is held.
+        Never blocks: the instance does not need them, and goes on where they cannot be had.
         """
         ...
 

@@ -62,9 +62,8 @@ class EmbeddedRuntime:
             places.append(Room(room.total, room.total) if is_own else room)
         return memory.of_workers(places, spec.gpus_per_worker, workers)
 
-    async def reserve(self, spec: DeploymentSpec, workers: int) -> str:
+    def reserve(self, spec: DeploymentSpec, workers: int) -> None:
         """Nothing: a SaaS worker takes none of this machine."""
-        return ""
 
     async def start(
         self, worker_id: str, need: Need, command: Command, *, token: str, waiting: Waiting

@@ -6,16 +6,16 @@ A plain class: ``ray.py`` makes an actor of it. The engine lives and dies with i
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-import signal
 import subprocess
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
 
 import msgspec
 
 from byzerllm.errors import DeploymentFailed
+from byzerllm.runtime import processes
 from byzerllm.runtime.local import LocalProcesses
 
 if TYPE_CHECKING:
@@ -23,9 +23,11 @@ if TYPE_CHECKING:
     from byzerllm.runtime.base import EngineProcess, Exit
 
 POLL_SECONDS = 0.1
+GUARDIAN_SECONDS = 10.0  # for a shell to go to the background
 
-# Kills the engine with all its children when the holder is gone, however that came about: its end closes the pipe.
-_GUARDIAN = 'read -r line; kill -9 "-$1"'
+# Kills the engine with all its children when the holder is gone, however that came about: its end closes the pipe. A
+# line dismisses it. It goes to the background, since Ray kills the direct children of an actor that it kills.
+_GUARDIAN = 'exec 3<&0; { read -r line <&3 || kill -9 "-$1"; } & exec 3<&-'
 
 
 class Place(NamedTuple):
@@ -46,10 +48,11 @@ class EngineHolder:
         host, self._node, self._gpus = here()
         self._worker_id = worker_id
         self._processes = LocalProcesses(Path(logs), host)
+        processes.take_normal_priority()
         if cpus < 1:  # Ray takes the share for a number of threads
             os.environ.pop("OMP_NUM_THREADS", None)
         self._process: EngineProcess | None = None
-        self._guardian: subprocess.Popen[bytes] | None = None
+        self._guardian: BinaryIO | None = None
 
     async def place(self) -> Place:
         """Where the engine is to listen; answers as soon as Ray has placed this actor."""
@@ -66,7 +69,7 @@ class EngineHolder:
         )
         try:
             self._guardian = await asyncio.to_thread(_guard, started.pid)
-        except OSError as error:
+        except (OSError, subprocess.TimeoutExpired) as error:
             await self._processes.stop(started, grace=0)
             raise DeploymentFailed(f"The guardian of worker {self._worker_id} cannot be started: {error}.") from None
         self._process = msgspec.structs.replace(started, node=self._node)
@@ -107,26 +110,27 @@ class EngineHolder:
     def _dismiss_guardian(self) -> None:
         guardian, self._guardian = self._guardian, None
         if guardian is not None:
-            guardian.kill()
-            guardian.wait()
-            if guardian.stdin is not None:
-                guardian.stdin.close()
+            with suppress(OSError):  # somebody has killed it
+                guardian.write(b"\n")
+                guardian.close()
 
 
 def _is(held: EngineProcess, pid: int, started: float) -> bool:
     return (held.pid, held.started) == (pid, started)
 
 
-def _guard(pid: int) -> subprocess.Popen[bytes]:
+def _guard(pid: int) -> BinaryIO:
+    """Start the guardian of a process; what is returned dismisses it with a line, and must not be closed without."""
     guardian = subprocess.Popen(
         ["/bin/sh", "-c", _GUARDIAN, "byzerllm-guardian", str(pid)],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
+        bufsize=0,
     )
-    if guardian.poll() is not None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(pid, signal.SIGKILL)
+    assert guardian.stdin is not None
+    if guardian.wait(GUARDIAN_SECONDS):
+        guardian.stdin.close()
         raise OSError(f"exit code {guardian.returncode}")
-    return guardian
+    return cast("BinaryIO", guardian.stdin)

@@ -6,13 +6,16 @@ What Ray knows is asked for in tasks and threads of their own, so that nothing i
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from secrets import token_hex
 from typing import TYPE_CHECKING
 
-from byzerllm.errors import Conflict, DeploymentFailed, NotFound
+from byzerllm.errors import ByzerError, Conflict, DeploymentFailed, NotFound
 from byzerllm.runtime.base import Exit, Need
 from byzerllm.runtime.placement import ActorGone, bundles, check_need, check_possible, fits, wanted, why_waiting
 
@@ -25,12 +28,15 @@ if TYPE_CHECKING:
     from byzerllm.runtime.ray import Actor, Cluster
     from byzerllm.spec import DeploymentSpec
 
-_PREFIX = "engine:"
+_PREFIX, _READER = "engine:", "log:"
 HOLDER = "byzerllm.runtime.holder:EngineHolder"
 FIRST_LOOK, NEXT_LOOK = 1.2, 1.0  # seconds after which a worker without a place is told why
 ANSWER_SECONDS = 10.0  # for a call that does next to nothing
+ADOPT_SECONDS = 2.0  # the same where a whole server waits for it
 FOLLOW_SECONDS = 0.3
 VIEW_SECONDS = 1.0  # how old the view of the nodes may be
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -65,6 +71,9 @@ class RayRuntime:
         self._logs = logs
         self._held: dict[str, _Held] = {}
         self._view = _View()
+        self._reserved: dict[str, Need] = {}
+        self._last_node: dict[str, str] = {}  # of each worker that was started
+        self._books = ThreadPoolExecutor(1, thread_name_prefix="reservations")  # one after the other, in order
 
     # -- Runtime -------------------------------------------------------------------------------------------------
 
@@ -84,18 +93,25 @@ class RayRuntime:
         """Not known: the server's machine is not where an engine runs."""
         return None
 
-    async def reserve(self, spec: DeploymentSpec, workers: int) -> str:
+    def reserve(self, spec: DeploymentSpec, workers: int) -> None:
         """Hold the CPUs of a SaaS instance's workers, so that the cluster's own books are right; at no process each."""
-        cpus = spec.cpus_per_worker * workers
-        if not cpus:
-            await asyncio.to_thread(self._cluster.release, spec.name)
-            return ""
-        nodes = await self._nodes()
-        held = await asyncio.to_thread(self._cluster.reserve, spec.name, bundles(cpus, nodes))
-        if held:
-            return ""
-        free = sum(node.free.get("CPU", 0.0) for node in nodes)
-        return f"the cluster has {free:g} CPUs free: the {cpus:g} of {spec.name} will be counted once they are"
+        self._books.submit(self._enter, spec.name, spec.cpus_per_worker * workers)
+
+    def _enter(self, instance: str, cpus: float) -> None:
+        try:
+            if not cpus:
+                self._reserved.pop(instance, None)
+                self._cluster.release(instance)
+            elif self._cluster.reserve(instance, bundles(cpus, self._cluster.nodes())):
+                self._reserved[instance] = Need(cpus)
+            else:
+                log.warning("the cluster has no %g CPUs free: those of %s are counted once they are", cpus, instance)
+        except ByzerError as error:
+            log.warning("the cluster does not count the CPUs of %s: %s", instance, error)
+
+    def close(self) -> None:
+        """Return when the cluster's books are what they were told to be; nothing may be entered after it."""
+        self._books.shutdown()
 
     async def start(
         self, worker_id: str, need: Need, command: Command, *, token: str, waiting: Waiting
@@ -112,6 +128,7 @@ class RayRuntime:
             if isinstance(error, ActorGone):
                 raise DeploymentFailed(f"Worker {worker_id} could not be placed: {error}.") from None
             raise
+        self._last_node[worker_id] = place.node
         self._watch(held)
         return held.process
 
@@ -127,7 +144,7 @@ class RayRuntime:
         actor = held.actor if held else await asyncio.to_thread(self._cluster.find, _name(process.worker_id))
         if actor is None:
             return
-        with suppress(ActorGone, asyncio.TimeoutError):
+        with suppress(ActorGone, asyncio.TimeoutError, ByzerError):  # then it is killed without having been asked
             if not await actor.call("stop", process.pid, process.started, grace, timeout=grace + ANSWER_SECONDS):
                 return
         await asyncio.to_thread(actor.kill)
@@ -138,7 +155,8 @@ class RayRuntime:
 
     def _sweep(self, holders: set[str], instances: set[str]) -> None:
         for name in self._cluster.names():
-            left = self._cluster.find(name) if name.startswith(_PREFIX) and name not in holders else None
+            ours = name.startswith((_PREFIX, _READER)) and name not in holders
+            left = self._cluster.find(name) if ours else None
             if left is not None:
                 left.kill()
         for instance in self._cluster.reservations():
@@ -158,12 +176,14 @@ class RayRuntime:
         if actor is None:
             return False
         try:
-            alive = await actor.call("holds", process.pid, process.started, timeout=ANSWER_SECONDS)
-        except (ActorGone, asyncio.TimeoutError):
-            alive = False
-        if not alive:
+            if not await actor.call("holds", process.pid, process.started, timeout=ADOPT_SECONDS):
+                return False
+        except ActorGone:
             return False
+        except asyncio.TimeoutError:
+            log.warning("the holder of worker %s is slow to answer; it is taken back as it is", process.worker_id)
         self._held[process.worker_id] = held = _Held(need, actor, process)
+        self._last_node[process.worker_id] = process.node
         self._watch(held)
         return True
 
@@ -177,18 +197,34 @@ class RayRuntime:
         while True:
             held, text, first = self._held.get(worker_id), b"", position is None
             try:
-                if held is None or held.process is None:
-                    raise ActorGone("it runs on no node now, and its log is where it ran")
-                text, position = await held.actor.call("read_log", position, tail, timeout=ANSWER_SECONDS)
-            except ActorGone as gone:
+                if held is not None and held.process is not None:
+                    text, position = await held.actor.call("read_log", position, tail, timeout=ANSWER_SECONDS)
+                elif first:
+                    text = await self._left_log(worker_id, tail)
+                    position = (0, 0)
+            except (ActorGone, asyncio.TimeoutError) as gone:
                 if first:
-                    raise NotFound(f"The log of worker {worker_id} cannot be read: {gone}.") from None
+                    reason = str(gone) or "its node does not answer"
+                    raise NotFound(f"The log of worker {worker_id} cannot be read: {reason}.") from None
             if text or first:
                 yield text
             if not follow:
                 return
             if not text:
                 await asyncio.sleep(FOLLOW_SECONDS)
+
+    async def _left_log(self, worker_id: str, tail: int) -> bytes:
+        """The log of a worker that runs nowhere now, read where it last ran."""
+        node = self._last_node.get(worker_id)
+        if node is None:
+            raise ActorGone("it runs on no node now, and its log is where it ran")
+        name = f"{_READER}{worker_id}:{token_hex(4)}"
+        reader = await made(lambda: self._cluster.create(HOLDER, name, worker_id, self._logs, 1.0, node=node))
+        try:
+            text, _ = await reader.call("read_log", None, tail, timeout=ANSWER_SECONDS)
+        finally:
+            await asyncio.shield(asyncio.to_thread(reader.kill))
+        return bytes(text)
 
     # -- helpers -------------------------------------------------------------------------------------------------
 
@@ -234,7 +270,7 @@ class RayRuntime:
 
     def _held_by_instance(self) -> dict[str, Need]:
         """What the placed workers of each instance have in all."""
-        sums: dict[str, Need] = {}
+        sums = dict(self._reserved)
         for worker_id, held in self._held.items():
             if held.process is not None or held.placed:
                 name = worker_id.rsplit(".", 2)[0]
@@ -278,6 +314,10 @@ async def made(create: Callable[[], Actor]) -> Actor:
     try:
         return await asyncio.shield(making)
     except asyncio.CancelledError:
-        with suppress(Conflict):
-            await asyncio.to_thread((await making).kill)
+        await asyncio.shield(asyncio.ensure_future(_unmade(making)))
         raise
+
+
+async def _unmade(making: asyncio.Future[Actor]) -> None:
+    with suppress(ByzerError):
+        await asyncio.to_thread((await making).kill)

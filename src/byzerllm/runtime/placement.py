@@ -10,6 +10,7 @@ from byzerllm.errors import CapacityExceeded, InvalidInput
 from byzerllm.runtime.base import Need
 from byzerllm.spec import DeploymentSpec
 
+SMALLEST = 0.0001
 _ROUNDING = 1e-6
 _FLAGS = {"CPU": "--cpus_per_worker", "GPU": "--gpus_per_worker"}
 
@@ -72,6 +73,12 @@ def check_need(spec: DeploymentSpec) -> None:
             param="resources",
         )
     for name, amount in wanted(Need.of(spec)).items():
+        if amount < SMALLEST and not spec.is_saas:
+            flag = _FLAGS.get(name, f"--resources {name}")
+            raise InvalidInput(
+                f"{flag} {amount:g} is less than Ray counts: the smallest share is {SMALLEST:g}.",
+                param=flag.removeprefix("--").split()[0],
+            )
         if amount > 1 and amount != int(amount) and not spec.is_saas:
             flag = _FLAGS.get(name, f"--resources {name}=")
             raise InvalidInput(
@@ -99,7 +106,7 @@ def check_possible(need: Need, nodes: Sequence[Node]) -> None:
 
 def bundles(cpus: float, nodes: Sequence[Node]) -> list[float]:
     """CPUs in pieces that each fit on a node: as few as can be. Ray counts in ten-thousandths."""
-    cpus = max(round(cpus, 4), 0.0001)
+    cpus = max(round(cpus, 4), SMALLEST)
     largest = max((node.total.get("CPU", 0.0) for node in nodes), default=0.0)
     if largest <= 0 or cpus <= largest:
         return [cpus]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 
 import psutil
+
+log = logging.getLogger(__name__)
 
 # The times of one process are compared as they were read; this is for their way through JSON only.
 _SAME = 0.001
@@ -30,6 +33,14 @@ def is_other(pid: int, created: float) -> bool:
     """Whether the number has passed to another process, so that the old one and its whole group are gone."""
     found = _look(pid)
     return found is not None and abs(found[1] - created) >= _SAME
+
+
+def take_normal_priority() -> None:
+    """Ray's workers give way to every other process of their node. What requests wait for must not, if it may."""
+    try:
+        os.setpriority(os.PRIO_PROCESS, 0, 0)
+    except PermissionError:
+        log.info("others go before this process: RAY_worker_niceness=0 in the environment of ray start ends that")
 
 
 def _look(pid: int) -> tuple[bool, float] | None:

@@ -11,9 +11,9 @@ import asyncio
 import importlib
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import ray
@@ -27,7 +27,7 @@ from ray.core.generated import autoscaler_pb2
 from ray.experimental import internal_kv
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from byzerllm.errors import ByzerError, Conflict, InternalError
+from byzerllm.errors import ByzerError, Conflict, DeploymentFailed, InternalError, ServerUnavailable
 from byzerllm.runtime.placement import ActorGone, Node
 from byzerllm.runtime.ray_connection import join
 
@@ -40,7 +40,6 @@ _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _NAMED_ERROR = re.compile(r"^byzerllm[.\w]*: ")
 _HEAD = "node:__internal_head__"
 _GROUP = "byzerllm:"
-_MEMORY_KEY = b"secrets"
 
 
 class Here(NamedTuple):
@@ -56,6 +55,11 @@ def here() -> Here:
     context = ray.get_runtime_context()
     gpus = tuple(str(number) for number in context.get_accelerator_ids().get("GPU", ()))
     return Here(ray.util.get_node_ip_address(), context.get_node_id(), gpus)
+
+
+def is_restarted() -> bool:
+    """Whether Ray has started the actor that calls it again."""
+    return bool(ray.get_runtime_context().was_current_actor_reconstructed)
 
 
 def own_handle() -> Any:
@@ -97,7 +101,9 @@ class Actor:
         deadline = time.monotonic() + timeout
         while True:
             try:
-                return ray.get(getattr(self._handle, method).remote(*args), timeout=deadline - time.monotonic())
+                return ray.get(
+                    getattr(self._handle, method).remote(*args), timeout=max(0.0, deadline - time.monotonic())
+                )
             except ray.exceptions.ActorUnavailableError:
                 time.sleep(_RETRY_SECONDS)
             except ray.exceptions.GetTimeoutError:
@@ -132,8 +138,17 @@ def _translated(error: ray.exceptions.RayError) -> BaseException:
     return ActorGone("its actor's process ended")
 
 
+@contextmanager
+def _translating() -> Iterator[None]:
+    """Ray's errors as ours."""
+    try:
+        yield
+    except (ray.exceptions.RayError, RuntimeError, OSError) as error:
+        raise ServerUnavailable(f"The Ray cluster did not do it: {_COLOURS.sub('', str(error)).strip()}") from error
+
+
 class Cluster:
-    """The cluster that this process is connected to."""
+    """The cluster that this process is connected to. What Ray refuses or fails to do is ``ServerUnavailable``."""
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -156,6 +171,7 @@ class Cluster:
         """The cluster of the actor that calls it."""
         return cls(ray.get_runtime_context().gcs_address)
 
+    @_translating()
     def create(
         self,
         path: str,
@@ -195,9 +211,10 @@ class Cluster:
             return Actor(ray.remote(getattr(importlib.import_module(module), kind)).options(**options).remote(*args))
         except ValueError as error:
             if self.find(name, namespace) is None:
-                raise
+                raise DeploymentFailed(f"Ray does not take the actor {name}: {error}") from error
             raise Conflict(f"The cluster has an actor {name!r} in the namespace {namespace!r}.") from error
 
+    @_translating()
     def find(self, name: str, namespace: str = NAMESPACE) -> Actor | None:
         """The actor of that name, None when there is none or it has died."""
         try:
@@ -205,10 +222,12 @@ class Cluster:
         except ValueError:
             return None
 
+    @_translating()
     def names(self, namespace: str = NAMESPACE) -> list[str]:
         """The names of all actors there."""
         return [a["name"] for a in ray.util.list_named_actors(all_namespaces=True) if a["namespace"] == namespace]
 
+    @_translating()
     def nodes(self) -> list[Node]:
         """The nodes that are alive."""
         free = {} if ray.util.client.ray.is_connected() else cluster_state.available_resources_per_node()
@@ -231,6 +250,7 @@ class Cluster:
         requests = reply.cluster_resource_state.pending_resource_requests
         return sum(r.count for r in requests if dict(r.request.resources_bundle) == dict(amounts))
 
+    @_translating()
     def reserve(self, instance: str, cpus: Sequence[float]) -> bool:
         """Take these pieces of CPU out of what the cluster has free, in place of what the instance held before.
 
@@ -245,12 +265,14 @@ class Cluster:
             group = ray.util.placement_group(wanted, strategy="PACK", name=_group_name(instance), lifetime="detached")
         return bool(group.wait(timeout_seconds=GRANT_SECONDS))
 
+    @_translating()
     def release(self, instance: str) -> None:
         """The instance's CPUs are free again."""
         group = self._group(instance)
         if group is not None:
             ray.util.remove_placement_group(group)
 
+    @_translating()
     def reservations(self) -> list[str]:
         """The instances that hold CPUs."""
         groups = ray.util.placement_group_table().values()
@@ -265,23 +287,23 @@ class Cluster:
 
 
 class ClusterMemory:
-    """A few KiB in the memory of the cluster's head: what outlives the server's process and not the cluster."""
+    """A few KiB in the memory of the cluster's head: what outlives the server's process and not the cluster. ``name``
+    tells one server's from another's."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self._key = f"secrets:{name}".encode()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="cluster-memory")  # writes keep their order
 
     def read(self) -> bytes:
-        return internal_kv._internal_kv_get(_MEMORY_KEY, namespace=NAMESPACE.encode()) or b""
+        return internal_kv._internal_kv_get(self._key, namespace=NAMESPACE.encode()) or b""
 
     def clear(self) -> None:
         """Nothing is left of what was written; nothing may be written after it."""
         self._thread.shutdown()
-        internal_kv._internal_kv_del(_MEMORY_KEY, namespace=NAMESPACE.encode())
+        internal_kv._internal_kv_del(self._key, namespace=NAMESPACE.encode())
 
     def write(self, data: bytes) -> None:
-        self._thread.submit(
-            internal_kv._internal_kv_put, _MEMORY_KEY, data, overwrite=True, namespace=NAMESPACE.encode()
-        )
+        self._thread.submit(internal_kv._internal_kv_put, self._key, data, overwrite=True, namespace=NAMESPACE.encode())
 
 
 def _group_name(instance: str) -> str:

@@ -41,7 +41,8 @@ def join(address: str, namespace: str) -> str:
                 _check_token()
                 _check_versions(address)
             _mute_ray()
-            ray.init(address, namespace=namespace, log_to_driver=False, configure_logging=False)
+            with _elsewhere():
+                ray.init(address, namespace=namespace, log_to_driver=False, configure_logging=False)
     except _FAILURES as error:
         raise _refusal(address, " ".join(str(error).split()) or type(error).__name__) from None
     return address
@@ -122,6 +123,18 @@ def _own_signals() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _elsewhere() -> Iterator[None]:
+    """Ray has its actors import first of all from where this runs, whatever lies there."""
+    here = os.open(".", os.O_RDONLY)
+    try:
+        os.chdir("/")
+        yield
+    finally:
+        os.fchdir(here)
+        os.close(here)
 
 
 @contextmanager

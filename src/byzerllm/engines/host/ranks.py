@@ -7,12 +7,12 @@ next call. A rank that ends takes all with it.
 
 from __future__ import annotations
 
+import datetime
 import os
 import subprocess
 import sys
 import tempfile
 import threading
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -104,5 +104,5 @@ def join(rank: int, count: int, meeting: str, device: str) -> None:
         torch.cuda.set_device(rank)
     # An instance may be idle for days, and the ranks that follow wait for the next call all that time.
     dist.init_process_group(
-        backend, init_method=f"file://{meeting}", rank=rank, world_size=count, timeout=timedelta(days=3650)
+        backend, init_method=f"file://{meeting}", rank=rank, world_size=count, timeout=datetime.timedelta(days=3650)
     )
