@@ -123,10 +123,13 @@ class _Node:
 
 
 class RayCluster:
-    """A head and further nodes, with these resources; ``start`` (or ``with``) starts it."""
+    """A head and further nodes, with these resources; ``start`` (or ``with``) starts it. All that runs on it, and its
+    commands, have the variables of ``settings``.
+    """
 
-    def __init__(self, *nodes: Resources) -> None:
+    def __init__(self, *nodes: Resources, **settings: str) -> None:
         self._wanted = nodes
+        self._settings = settings
         self._folder = Path(tempfile.mkdtemp(prefix="r-", dir="/tmp"))  # short: the paths of sockets have a limit
         self._port = _free_port()
         self._nodes: list[_Node] = []
@@ -155,7 +158,7 @@ class RayCluster:
     @property
     def environ(self) -> dict[str, str]:
         """What makes a command one on a machine of the cluster, so that ``--ray_address auto`` finds it."""
-        return {"RAY_TMPDIR": str(self._folder)}
+        return {"RAY_TMPDIR": str(self._folder), **self._settings}
 
     # Nodes
 

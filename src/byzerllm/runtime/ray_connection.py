@@ -100,7 +100,7 @@ def _minor(version: str) -> str:
 
 def _refusal(address: str, text: str) -> ServerUnavailable:
     if "token" in text.lower():
-        return ServerUnavailable(f"The Ray cluster at {address} wants a token: {text}", hint=_TOKEN_HINT)
+        return ServerUnavailable(_about_token(address, text), hint=_TOKEN_HINT)
     if "ray[client]" in text:
         return ServerUnavailable(
             f"{address} needs Ray's own client, which is not installed.",
@@ -110,6 +110,15 @@ def _refusal(address: str, text: str) -> ServerUnavailable:
         f"The Ray cluster at {address} does not let this command in: {text}",
         hint="`ray status` tells whether it runs; --ray_address embedded does without it.",
     )
+
+
+def _about_token(address: str, text: str) -> str:
+    """Ray says the same paragraph of all three."""
+    if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
+        return f"The Ray cluster at {address} wants a token, and this command sends none."
+    if "no authentication token was found" in text:
+        return f"No token is set here to send to the Ray cluster at {address}, but RAY_AUTH_MODE asks for one."
+    return f"The Ray cluster at {address} does not know the token that is set here."
 
 
 @contextmanager
