@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+import textwrap
 from importlib import import_module
 from pathlib import Path
 
@@ -33,9 +34,9 @@ HEAD = """# Engines
 What runs the weights of a private instance: `--infer_backend NAME`. This page is written by `scripts/engine_docs.py`
 from the tables in `src/byzerllm/engines/`.
 
-Without `--infer_backend` the engine is chosen, and said: `llama_cpp` for a GGUF file; `vllm` for a model folder whose
-workers have GPUs (`--gpus_per_worker`); else `transformers`. The older types, such as `custom/bge`, are run by
-`transformers`.
+Without `--infer_backend` the engine is chosen, and said: `llama_cpp` for a GGUF file; `vllm` for a model folder or a
+name on the Hugging Face hub whose workers have GPUs (`--gpus_per_worker`); else `transformers`, which reads folders
+only. Models for speech and images, and the older types, such as `custom/bge`, are run by `transformers` on GPUs too.
 
 ```bash
 byzerllm deploy --pretrained_model_type custom/auto --infer_backend vllm --model_path /models/zephyr-7b \\
@@ -44,6 +45,8 @@ byzerllm deploy --pretrained_model_type custom/auto --infer_backend vllm --model
 
 * A model is looked at before anything is started: files that are missing or cut short are named, and what cannot fit
   into memory is refused with the numbers. `--no_verify` makes a warning of that.
+* No engine fetches what a request names: images and sounds are inside it (`data:image/png;base64,...`), else it is
+  refused. `vllm` can be allowed to fetch from chosen places (see there).
 * While a worker starts, `deploy` and `stat --detail` say what it does. It is ready when it has answered a real request.
 * If it fails, the cause comes first, then the last lines of its log; `byzerllm logs` has all of them.
 
@@ -71,11 +74,12 @@ def render() -> str:
 
 
 def _engine_table() -> list[str]:
-    rows = ["| engine | runs | for | Python | without a GPU | with one |", "|---|---|---|---|---|---|"]
+    rows = ["| engine | runs | for | answers | Python | without a GPU | with one |", "|---|---|---|---|---|---|---|"]
     for name, (models, best) in _ABOUT.items():
         on_cpu, on_gpu = (recipe(name, cuda=cuda) for cuda in (False, True))
         pythons = " to ".join(".".join(map(str, version)) for version in on_gpu.pythons)
-        cells = (f"`{name}`", models, best, pythons, f"`{on_cpu.main}`", f"`{on_gpu.main}`")
+        answers = ", ".join(task.value for task in import_module(f"byzerllm.engines.{name}").TASKS)
+        cells = (f"`{name}`", models, best, answers, pythons, f"`{on_cpu.main}`", f"`{on_gpu.main}`")
         rows.append(f"| {' | '.join(cells)} |")
     return rows
 
@@ -87,7 +91,17 @@ def _version_table() -> list[str]:
         "| package | version | why this one |",
         "|---|---|---|",
     ]
-    return rows + [f"| `{package}` | {pin.version} | {pin.reason} |" for package, pin in TESTED.items()]
+    rows += [f"| `{package}` | {pin.version} | {pin.reason} |" for package, pin in TESTED.items()]
+    newest = "The others have no fixed version; pip takes the newest that suit these: "
+    names = ", ".join(f"`{name}`" + (" (the build for GPUs)" if name == "vllm" else "") for name in _unpinned())
+    return [*rows, "", *textwrap.wrap(f"{newest}{names}.", 120, break_on_hyphens=False)]
+
+
+def _unpinned() -> list[str]:
+    """The packages that are installed in no fixed version."""
+    runs = [words for name in _ABOUT for cuda in (False, True) for words in recipe(name, cuda=cuda).runs()]
+    packages = dict.fromkeys(word for words in runs if words[0] == "install" for word in words[1:])
+    return [word for word in packages if "==" not in word]
 
 
 def _description(name: str) -> str:

@@ -35,6 +35,19 @@ print("srv  init: initializing, n_slots = 1", end="\\r", flush=True)
 http.server.ThreadingHTTPServer((given["host"], given["port"]), Handler).serve_forever()
 """
 
+# Answers 500 to a request that says "odd", and writes a line into the file ASKED for each.
+MOODY = SLOW.replace(
+    """        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(200 if go.exists() else 503)
+""",
+    """        odd = b"odd" in self.rfile.read(int(self.headers.get("content-length", 0)))
+        if odd:
+            with go.with_name("ASKED").open("a") as asked:
+                asked.write("once\\n")
+        self.send_response(500 if odd else 200)
+""",
+)
+
 # Ends as a program does whose error nobody has caught.
 BROKEN = """
 for number in range(100):

@@ -21,22 +21,27 @@ END = 0
 class Speller:
     """A ``TextModel`` whose tokens are bytes: it says ``says`` and then ``END``, or for ever with ``endless``.
 
-    ``jobs`` are those that it got; ``made`` counts its tokens, ``open`` the jobs that are neither whole nor closed.
+    ``jobs`` are those that it got; ``encoded`` counts the texts that it read, ``made`` its tokens, ``open`` the jobs
+    that are neither whole nor closed.
     """
 
     says: str = "hello"
     endless: bool = False
     fails_after: int | None = None
     context: int = 100
+    characters: int = 1000
+    vocabulary: int = 256
     tool_format: str | None = None
     end_ids: frozenset[int] = frozenset((END,))
     defaults: Sampling = field(default_factory=Sampling)
     jobs: list[Job] = field(default_factory=list)
     prompts: list[Any] = field(default_factory=list)
+    encoded: int = 0
     made: int = 0
     open: int = 0
 
-    def encode(self, text: str, *, special: bool) -> list[int]:
+    async def encode(self, text: str, *, special: bool) -> list[int]:
+        self.encoded += 1
         return [*text.encode()]
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
@@ -48,7 +53,7 @@ class Speller:
         self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, options: Mapping[str, Any]
     ) -> Prompt:
         self.prompts.append((messages, tools, dict(options)))
-        return Prompt(self.encode("".join(message["content"] or "" for message in messages), special=False))
+        return Prompt([*"".join(message["content"] or "" for message in messages).encode()])
 
     async def generate(self, job: Job) -> AsyncGenerator[Token, None]:
         self.jobs.append(job)
@@ -72,11 +77,13 @@ class Speller:
 
 @dataclass
 class Reply:
-    """What was sent. ``events`` are the JSON objects of a stream; ``done`` says whether it came to its end."""
+    """What was sent. ``events`` are the JSON objects of a stream; ``done`` says whether it came to its end, and
+    ``starts`` how often an answer was begun."""
 
     status: int
     headers: dict[bytes, bytes]
     body: bytes
+    starts: int = 1
 
     def json(self) -> Any:
         return json.loads(self.body)
@@ -141,4 +148,5 @@ class Host:
         scope = {"type": "http", "method": method, "path": path, "headers": headers}
         await self.application(scope, receive, send)
         start: dict[str, Any] = sent[0] if sent else {"status": 0, "headers": []}
-        return Reply(start["status"], dict(start["headers"]), b"".join(m.get("body", b"") for m in sent))
+        starts = sum(message["type"] == "http.response.start" for message in sent)
+        return Reply(start["status"], dict(start["headers"]), b"".join(m.get("body", b"") for m in sent), starts)

@@ -1,16 +1,22 @@
-"""Checks of the host's batching and sampling that need torch: run by the interpreter of the engine ``transformers``.
+"""Checks of the host that need torch: run by the interpreter of the engine ``transformers``.
 
-    python tests/torch_checks.py MODEL     # with src/ on the search path: see integration/test_host_batching.py
+    python tests/torch_checks.py MODEL FILE     # with src/ on the search path: see integration/test_host_batching.py
 
-Each function here that begins with ``check_`` is one; it gets the folder of a model with random weights. The last
-line of the output is a JSON object with what went wrong in each, empty where nothing did.
+Each function here and in FILE (``torch_token_checks.py``) that begins with ``check_`` is one; it gets the folder of a
+model with random weights. The last line of the output is a JSON object with what went wrong in each, empty where
+nothing did.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import random
+import runpy
 import sys
+import tempfile
+import threading
 import traceback
 from collections import deque
 from contextlib import suppress
@@ -19,11 +25,13 @@ from typing import Any
 import torch
 import transformers as hf
 
+from byzerllm.engines.host import ranks
 from byzerllm.engines.host.backend import Job, Prompt, Sampling, Token
 from byzerllm.engines.host.batching import PIECE, Batcher
+from byzerllm.engines.host.causal_lm import worker_of
 from byzerllm.engines.host.decoder import LocalDecoder, probe
-from byzerllm.engines.host.sampling import Sampler, choose_all
 from byzerllm.engines.host.serial import Serial
+from byzerllm.engines.host.speech import PipelineSpeaker
 
 GREEDY = Sampling(temperature=0)
 
@@ -62,6 +70,8 @@ class Tickets:
         for ticket, outcome in outcomes:
             if isinstance(outcome, Token):
                 ticket.tokens.append(outcome.id)
+            elif isinstance(outcome, Exception):
+                ticket.error = outcome
             else:
                 assert outcome is None, outcome
                 ticket.whole = True
@@ -79,10 +89,11 @@ class Tickets:
 class Ticket:
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.constraint = None
+        self.constraint: Any = None
         self.cancelled = False
         self.tokens: list[int] = []
         self.whole = False
+        self.error: Exception | None = None
 
 
 def load(path: str, **changes: Any) -> Any:
@@ -101,17 +112,33 @@ def job(length: int, tokens: int, sampling: Sampling = GREEDY, seed: int = 0) ->
     return Job(Prompt(ids), tokens, frozenset(), sampling)
 
 
+class Watched(LocalDecoder):
+    """Keeps how many bytes its cache had at most."""
+
+    most = 0
+
+    def read(self, *args: Any) -> Any:
+        found = super().read(*args)
+        tensors = [tensor for layer in self._cache.layers for tensor in (layer.keys, layer.values)]
+        self.most = max(self.most, sum(tensor.numel() * tensor.element_size() for tensor in tensors))
+        return found
+
+
 def run(model: Any, runner: Tickets, slots: int = 8, budget: int = 2**34) -> list[list[int]]:
-    decoder = LocalDecoder(model, 2048)
+    decoder = Watched(model, 2048)
     assert probe(decoder) is None
     with suppress(Stop):
         Batcher(decoder, slots, budget).work(runner)  # type: ignore[arg-type]  # as much of a runner as it uses
+    assert decoder.most <= budget
     return [ticket.tokens for ticket in runner.tickets]
 
 
 def alone(model: Any, jobs: list[Job]) -> list[list[int]]:
     """What transformers' own generate says to each."""
-    runner = Tickets(jobs)
+    return serially(model, Tickets(jobs))
+
+
+def serially(model: Any, runner: Tickets) -> list[list[int]]:
     with suppress(Stop):
         Serial(model).work(runner)  # type: ignore[arg-type]
     return [ticket.tokens for ticket in runner.tickets]
@@ -152,6 +179,37 @@ def check_little_memory_changes_nothing(path: str) -> None:
     assert run(model, runner, budget=4 * 256 * per_token) == alone(model, jobs)
     assert all(ticket.whole for ticket in runner.tickets)
     assert runner.most == 4  # and yet they began together
+
+
+def check_the_cache_stays_in_its_memory_when_one_of_many_is_long(path: str) -> None:
+    model = load(path)
+    jobs = [job(100, 40, seed=i) for i in range(7)] + [job(101, 1700)]
+    runner = Tickets(jobs)
+    assert run(model, runner, budget=2048 * 2 * 2 * 32 * 4) == alone(model, jobs)
+    assert runner.most == 8
+
+
+class Refusing:
+    """A constraint that lets every token come and takes none."""
+
+    def allowed(self, size: int) -> Any:
+        return torch.ones(size, dtype=torch.bool)
+
+    def take(self, token: int) -> None:
+        raise ValueError("not allowed")
+
+
+def check_one_whose_choice_fails_ends_alone(path: str) -> None:
+    model = load(path)
+    no_token = Job(Prompt([5, 6]), 5, frozenset((-100_000,)), GREEDY, min_tokens=1)
+    jobs = [job(5, 20), no_token, job(7, 20), job(9, 9)]
+    right = alone(model, [jobs[0], jobs[2]])
+    for work in (run, serially):
+        runner = Tickets(jobs)
+        runner.tickets[3].constraint = Refusing()
+        said = work(model, runner)
+        assert [said[0], said[2]] == right
+        assert [type(ticket.error) for ticket in runner.tickets] == [type(None), IndexError, type(None), ValueError]
 
 
 def check_seeds_say_the_same_in_any_company(path: str) -> None:
@@ -201,7 +259,27 @@ def check_what_has_no_keys_is_not_batched(path: str) -> None:
     config = hf.MambaConfig(vocab_size=512, hidden_size=32, num_hidden_layers=2)
     model = hf.AutoModelForCausalLM.from_config(config).eval()
     assert model._is_stateful
+    work, context = worker_of(model, 4, 512, {"sharers": 1})
+    assert isinstance(work.__self__, Serial)
+    assert context == 512
+    assert isinstance(worker_of(load(path), 4, 512, {"sharers": 1})[0].__self__, Batcher)
     assert len(alone(model, MIXED[:2])[0]) == 20
+
+
+def check_positions_that_one_scales_for_all_are_not_batched(path: str) -> None:
+    scales: dict[str, dict[str, Any]] = {
+        "longrope": {"short_factor": [1.0] * 16, "long_factor": [4.0] * 16},
+        "dynamic": {"factor": 2.0},
+    }
+    for kind, values in scales.items():
+        rope = {"rope_type": kind, "rope_theta": 10000.0, "original_max_position_embeddings": 64, **values}
+        config = hf.LlamaConfig(
+            vocab_size=512, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
+            num_key_value_heads=1, rope_parameters=rope,
+        )  # fmt: skip
+        model = hf.AutoModelForCausalLM.from_config(config).float().eval()
+        assert isinstance(worker_of(model, 4, 128, {"sharers": 1})[0].__self__, Serial), kind
+        assert isinstance(worker_of(model, 4, 64, {"sharers": 1})[0].__self__, Batcher), kind
 
 
 def check_the_probe_sees_a_wrong_mask(path: str) -> None:
@@ -211,68 +289,63 @@ def check_the_probe_sees_a_wrong_mask(path: str) -> None:
     assert "other results" in (probe(decoder) or "")
 
 
-# Sampling
+class NoMemory:
+    """A decoder that cannot read."""
+
+    def alone(self, ids: list[int]) -> Any:
+        raise torch.OutOfMemoryError("no memory")
 
 
-def chosen(sampling: Sampling, logits: list[float], count: int = 2000, **more: Any) -> dict[int, float]:
-    """How often each token is chosen."""
-    sampler = Sampler(Job(Prompt([0]), count, frozenset((3,)), sampling, **more))
-    found = [sampler.choose(torch.tensor(logits)).id for _ in range(count)]
-    return {token: found.count(token) / count for token in set(found)}
+def check_a_first_rank_that_fails_ends(path: str) -> None:
+    sys.stdout.flush()
+    child = os.fork()
+    if not child:
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                ranks.join(0, 1, f"{folder}/meeting", "cpu")
+                ranks.Leader(NoMemory()).alone([1])
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
 
 
-LOGITS = [2.0, 1.0, 0.0, 1.5]  # shares 0.47 0.17 0.06 0.29
+# Speech
 
 
-def check_shares(path: str) -> None:
-    found = chosen(Sampling(seed=1), LOGITS)
-    for token, share in enumerate(torch.softmax(torch.tensor(LOGITS), -1).tolist()):
-        assert abs(found[token] - share) < 0.05
-    assert set(chosen(Sampling(seed=1, top_k=2), LOGITS)) == {0, 3}
-    assert set(chosen(Sampling(seed=1, top_p=0.5), LOGITS)) == {0, 3}
-    assert set(chosen(Sampling(seed=1, top_p=0.46), LOGITS)) == {0}
-    assert set(chosen(Sampling(seed=1, top_p=0.0), LOGITS)) == {0}
-    assert set(chosen(Sampling(seed=1, min_p=0.5), LOGITS)) == {0, 3}
-    assert set(chosen(Sampling(seed=1, temperature=0), LOGITS)) == {0}
-    assert chosen(Sampling(seed=1, temperature=0.2), LOGITS)[0] > 0.9
+class Talker:
+    """A pipeline that speaks for as long as nobody stops it."""
+
+    def __init__(self) -> None:
+        self.model = torch.nn.Sequential(torch.nn.Identity())
+        self.begun, self.ended, self.enough = (threading.Event() for _ in range(3))
+
+    def __call__(self, text: str) -> dict[str, Any]:
+        self.begun.set()
+        try:
+            while not self.enough.is_set():
+                self.model(torch.zeros(1))
+        finally:
+            self.ended.set()
+        return {"audio": [[0.5]], "sampling_rate": 8000}
 
 
-def check_a_flat_distribution_is_not_cut(path: str) -> None:
-    found = chosen(Sampling(seed=1, top_p=0.9), [0.0] * 5000, count=4000)
-    assert 2200 < len(found) <= 4500
+def check_speech_ends_when_nobody_waits_for_it(path: str) -> None:
+    talker = Talker()
+    speaker = PipelineSpeaker(talker)
 
+    async def leave() -> None:
+        speaking = asyncio.ensure_future(speaker.speak("a", None, 1.0))
+        await asyncio.to_thread(talker.begun.wait, 60)
+        speaking.cancel()
+        await asyncio.gather(speaking, return_exceptions=True)
+        assert await asyncio.to_thread(talker.ended.wait, 60)
+        talker.enough.set()
+        assert (await speaker.speak("a", None, 1.0)).rate == 8000
 
-def check_what_may_not_come(path: str) -> None:
-    assert set(chosen(Sampling(seed=1, logit_bias={0: -100}), LOGITS)) == {1, 2, 3}
-    assert set(chosen(Sampling(temperature=0, logit_bias={2: 100}), LOGITS)) == {2}
-    assert 3 not in chosen(Sampling(seed=1), LOGITS, count=50, min_tokens=50)
-
-
-def check_penalties(path: str) -> None:
-    def first(sampling: Sampling, count: int) -> list[int]:
-        sampler = Sampler(Job(Prompt([0]), 10, frozenset(), sampling))
-        return [sampler.choose(torch.tensor(LOGITS)).id for _ in range(count)]
-
-    assert first(Sampling(temperature=0), 2) == [0, 0]
-    assert first(Sampling(temperature=0, presence_penalty=0.6), 3) == [0, 3, 0]
-    assert first(Sampling(temperature=0, frequency_penalty=0.6), 4) == [0, 3, 0, 1]
-    assert first(Sampling(temperature=0, repetition_penalty=1.5), 2) == [3, 0]  # 0 is in the prompt
-
-
-def check_probabilities(path: str) -> None:
-    sampler = Sampler(Job(Prompt([0]), 10, frozenset(), Sampling(temperature=0, alternatives=2)))
-    token = sampler.choose(torch.tensor(LOGITS))
-    right = torch.log_softmax(torch.tensor(LOGITS), -1)
-    assert abs(token.logprob - float(right[0])) < 1e-5
-    assert [other.id for other in token.top] == [0, 3]
-
-
-def check_a_batch_of_choices(path: str) -> None:
-    plain = Sampler(Job(Prompt([0]), 10, frozenset(), Sampling(temperature=0)))
-    other = Sampler(Job(Prompt([0]), 10, frozenset(), Sampling(temperature=0, logit_bias={0: -9})))
-    assert (plain.plain, other.plain) == (True, False)
-    logits = torch.tensor([LOGITS, LOGITS])
-    assert [token.id for token in choose_all([plain, other], logits)] == [0, 3]
+    try:
+        asyncio.run(leave())
+    finally:
+        talker.enough.set()
 
 
 def outcome(check: Any, path: str) -> str:
@@ -285,5 +358,6 @@ def outcome(check: Any, path: str) -> str:
 
 
 if __name__ == "__main__":
-    checks = [name for name in globals() if name.startswith("check_")]
-    print(json.dumps({name: outcome(globals()[name], sys.argv[1]) for name in checks}))
+    found = {**globals(), **runpy.run_path(sys.argv[2])}
+    checks = [name for name in found if name.startswith("check_")]
+    print(json.dumps({name: outcome(found[name], sys.argv[1]) for name in checks}))

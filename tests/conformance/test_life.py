@@ -46,7 +46,7 @@ DETAIL = STAT | {
     *("first_byte_s", "processes"),
 }
 RESERVED = 'result = [g["name"] for g in ray.util.placement_group_table().values() if g["state"] != "REMOVED"]'
-PROCESS = {"id", "index", "phase", "pid", "gpus", "node", "restarts", "error", "waiting"}
+PROCESS = {"id", "index", "phase", "pid", "gpus", "node", "restarts", "error", "waiting", "doing"}
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,17 @@ def test_an_engine_is_installed_listed_and_removed(engines: Engines) -> None:
 
     assert engines.install().stdout == f"Engine llama_cpp {VERSION} is already installed\n"
 
+    package = next(engines.path.glob("lib/python3*/site-packages/xllamacpp/__init__.py"))
+    package.write_text("raise ImportError('damaged')")
+    repaired = engines.install()
+    assert repaired.stdout == f"Engine llama_cpp {VERSION} installed\n"
+    assert "is broken: it is made anew" in repaired.stderr
+    assert package.read_text() == ""
+
+    marker = engines.path / "installed.json"
+    marker.write_text(marker.read_text().replace('"cpu"', '"cuda"'))
+    assert engines.install().stdout == f"Engine llama_cpp {VERSION} installed\n", "it was made for another device"
+
     argv = [str(engines.path / "bin" / "python"), "-c", "input()"]
     with subprocess.Popen(argv, env=engines.env(), stdin=subprocess.PIPE) as worker:
         refused = engines.run("engine", "remove", "llama_cpp", code=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +24,8 @@ from byzerllm.engines import engine
 if TYPE_CHECKING:
     from byzerllm.engines.base import EngineOptions
 
+LOCAL = "127.0.0.1"
+
 pytestmark = pytest.mark.timeout(600)
 
 
@@ -34,11 +37,20 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> EngineOptions:
     return options_of("deepspeed", path, **params)
 
 
+def outward() -> str:
+    """A network interface that others can reach, or this machine's own where there is no such."""
+    found = psutil.net_if_addrs().items()
+    reached = [name for name, all_ in found for one in all_ if one.family == socket.AF_INET and one.address != LOCAL]
+    return reached[0] if reached else "lo"
+
+
 @pytest.fixture(scope="module")
 def worker(options: EngineOptions, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     found = engine("deepspeed")
     found.check(options)
-    worker = Running(found, options, tmp_path_factory.mktemp("logs"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GLOO_SOCKET_IFNAME", outward())
+        worker = Running(found, options, tmp_path_factory.mktemp("logs"))
     yield worker.ready()
     worker.stop(grace=0)
 
@@ -55,6 +67,12 @@ def test_it_says_what_the_whole_model_says(worker: Running) -> None:
     assert worker.says() == SAY
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(lambda _: worker.says(), range(8))) == [SAY] * 8
+
+
+def test_the_ranks_meet_on_this_machine_only(worker: Running) -> None:
+    found = [link for process in worker.family() for link in process.net_connections("inet")]
+    assert len(found) > 2
+    assert {link.laddr.ip for link in found if link.laddr} == {LOCAL}
 
 
 def test_all_ranks_stop_when_the_client_goes_away(worker: Running) -> None:

@@ -190,6 +190,20 @@ def test_tokens(byzer: Byzer, seer: str) -> None:
     assert byzer.http("GET", "/tokenize").status == 405
 
 
+def test_a_clients_mistake_is_told_and_harms_nobody_else(byzer: Byzer, seer: str) -> None:
+    hello = [{"role": "user", "content": "hello"}]
+    for tools in (5, [{"type": "function"}]):
+        for _ in range(4):
+            error = call(byzer, "/v1/chat/completions", seer, 400, messages=hello, tools=tools)["error"]
+            assert (error["type"], error["param"]) == ("invalid_request_error", "tools")
+    assert "array" in refusal(byzer, "/tokenize", seer, messages=hello, tools=5)
+    assert "There is no token 99999999: the model has 512" in refusal(byzer, "/detokenize", seer, tokens=[99999999])
+    assert ">= 0" in refusal(byzer, "/detokenize", seer, tokens=[-1])
+    stat = byzer.json("stat", "--model", seer, "--detail")
+    assert stat["requests"]["retries"] == 0
+    assert says(byzer, seer) == SAY
+
+
 def test_a_model_without_chats_completes(byzer: Byzer, tiny_gguf: Path) -> None:
     deploy(byzer, "writer", tiny_gguf, "chat_template=none")
     assert byzer.run("query", "--model", "writer", "--query", "\n").stdout == f"{SAY}\n"

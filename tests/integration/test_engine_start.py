@@ -113,3 +113,33 @@ def test_interrupting_the_deploy_of_a_slow_engine_leaves_no_process(fresh_byzer:
         _, said = command.communicate(timeout=30)
     assert command.returncode == 130, said
     eventually(lambda: byzer.json("list") == [] and len(byzer.processes()) == calm, 30)
+
+
+def test_workers_that_are_added_must_fit_into_memory(fresh_byzer: Byzer, large_gguf: Path) -> None:
+    byzer = fresh_byzer
+    (engine_programs.install(byzer.home, "llama_cpp", engine_programs.SLOW) / "GO").touch()
+    deploy(byzer, "large", large_gguf, "--no_verify", "--infer_params", "n_ctx=0")
+    refused = byzer.run("scale", "--model", "large", "--num_workers", "3", code=1)
+    assert "byzerllm: error: large needs 512" in refused.stderr
+    assert "byzerllm deploy --replace --no_verify" in refused.stderr
+    assert [p["phase"] for p in detail(byzer, "large")["processes"]] == ["ready"]
+
+
+def test_what_an_engine_answers_with_500_is_asked_once_elsewhere_and_keeps_nobody_else_waiting(
+    fresh_byzer: Byzer, tiny_gguf: Path
+) -> None:
+    byzer = fresh_byzer
+    folder = engine_programs.install(byzer.home, "llama_cpp", engine_programs.MOODY)
+    deploy(byzer, "moody", tiny_gguf, "--num_workers", "2")
+
+    def ask(text: str) -> int:
+        messages = [{"role": "user", "content": text}]
+        return byzer.http("POST", "/v1/chat/completions", {"model": "moody", "messages": messages}).status
+
+    assert {ask("odd") for _ in range(10)} == {500}
+    assert (folder / "ASKED").read_text() == 2 * 10 * "once\n"
+    assert ask("good") == 200
+    byzer.run("scale", "--model", "moody", "--num_workers", "1")
+    assert {ask("odd") for _ in range(10)} == {500}
+    assert (folder / "ASKED").read_text() == 3 * 10 * "once\n"
+    assert ask("good") == 200

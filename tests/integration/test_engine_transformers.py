@@ -201,6 +201,21 @@ def test_embeddings(run: Callable[..., Running], hf_embedder: Path) -> None:
     worker.stop()
 
 
+def test_many_embeddings_at_a_time(run: Callable[..., Running], hf_embedder: Path) -> None:
+    worker = run(hf_embedder)
+    texts = [" ".join(["hello world"] * (1 + i % 40)) for i in range(64)]
+
+    def ask(_: int) -> tuple[int, int]:
+        status, answer = worker.ask("/v1/embeddings", input=texts)
+        counted = worker.ask("/tokenize", prompt=texts[39])[0]
+        return (status, answer["usage"]["total_tokens"]) if counted == 200 else (counted, 0)
+
+    with ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(ask, range(60)))
+    assert set(answers) == {(200, answers[0][1])}
+    worker.stop()
+
+
 def test_ranking(run: Callable[..., Running], hf_reranker: Path) -> None:
     worker = run(hf_reranker, kind="bge_rerank")
     documents = ["hello", "the weather", "city"]
@@ -211,14 +226,15 @@ def test_ranking(run: Callable[..., Running], hf_reranker: Path) -> None:
     worker.stop()
 
 
-def png() -> str:
-    """A red picture of 40 x 30 pixels as a data URL."""
+def png(width: int = 40, height: int = 30) -> str:
+    """A red picture as a data URL; one that is much larger is black."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    rows = b"".join(b"\0" + bytes([200, 30, 40] * 40) for _ in range(30))
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 40, 30, 8, 2, 0, 0, 0))
+    bits = 8 if width < 1000 else 1
+    rows = (b"\0" + (bytes([200, 30, 40] * width) if bits == 8 else bytes(-(-width // 8)))) * height
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, 2 if bits == 8 else 0, 0, 0, 0))
     data = b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     return "data:image/png;base64," + base64.b64encode(data).decode()
 
@@ -236,10 +252,15 @@ def test_a_chat_about_an_image(run: Callable[..., Running], media: Callable[[str
     assert status == 200
     assert answer["usage"]["completion_tokens"] == 5
     assert answer["usage"]["prompt_tokens"] > worker.chat(max_tokens=1)["usage"]["prompt_tokens"] + 15
-    for url in ("http://localhost/x.png", "data:image/png;base64,AAAA", "file:///etc/passwd"):
+    ppm = "data:image/x-portable-pixmap;base64," + base64.b64encode(b"P6 8 8 255\n" + bytes(192)).decode()
+    large = png(12_300, 12_300)  # 20 kB
+    for url in ("http://localhost/x.png", "data:image/png;base64,AAAA", "file:///etc/passwd", ppm, large):
         status, answer = ask(url)
         assert status == 400
         assert answer["error"]["param"] == "messages"
+    for content in (5, {"type": "text", "text": "a"}, [5], True):
+        status, answer = worker.ask("/v1/chat/completions", messages=[{"role": "user", "content": content}])
+        assert (status, answer["error"]["param"]) == (400, "messages")
     worker.stop()
 
 
@@ -250,6 +271,13 @@ def form(**fields: str | bytes) -> tuple[bytes, str]:
         data = value if isinstance(value, bytes) else value.encode()
         parts += b'--XyZ\r\nContent-Disposition: form-data; name="%b"%b\r\n\r\n%b\r\n' % (name.encode(), file, data)
     return parts + b"--XyZ--\r\n", "multipart/form-data; boundary=XyZ"
+
+
+def wav(rate: int, frames: int) -> bytes:
+    """Silence, 8 bits a sample."""
+    facts = struct.pack("<HHIIHH", 1, 1, rate, rate, 1, 8)
+    body = b"WAVEfmt " + struct.pack("<I", 16) + facts + b"data" + struct.pack("<I", frames) + b"\x80" * frames
+    return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
 def test_speech_is_made_and_written_down(run: Callable[..., Running], media: Callable[[str], Path]) -> None:
@@ -269,7 +297,10 @@ def test_speech_is_made_and_written_down(run: Callable[..., Running], media: Cal
         status, answer = hearer.post("/v1/audio/transcriptions", body, content_type=content_type)
         assert status == 200, answer
         assert json.loads(answer)["duration"] > 0.1
-    for fields in ({"file": b"no sound"}, {"file": sound, "language": "xx"}, {}):
+    # The last two would take all memory.
+    bad = (b"no sound", b"", wav(8000, 0), wav(2**31 - 1, 200), wav(4000, 7201 * 4000))
+    wrong: list[dict[str, Any]] = [{"file": sound, "language": "xx"}, {}, *({"file": data} for data in bad)]
+    for fields in wrong:
         body, content_type = form(**fields)
         assert hearer.post("/v1/audio/transcriptions", body, content_type=content_type)[0] == 400
     hearer.stop()

@@ -1,4 +1,4 @@
-"""The host's batching and sampling, with real models in the interpreter that has torch (``tests/torch_checks.py``)."""
+"""The host's batching and sampling, with real models in the interpreter that has torch (``tests/torch_*checks.py``)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tests.engines import python_of
 
 import byzerllm
 
-CHECKS = Path(__file__).parents[1] / "torch_checks.py"
+CHECKS, TOKEN_CHECKS = (Path(__file__).parents[1] / name for name in ("torch_checks.py", "torch_token_checks.py"))
 RUN = "import runpy, sys; sys.path.append(sys.argv.pop(1)); runpy.run_path(sys.argv.pop(1), run_name='__main__')"
 
 
-NAMES = re.findall(r"^def (check_\w+)", CHECKS.read_text("utf-8"), re.MULTILINE)
+NAMES = re.findall(r"^def (check_\w+)", CHECKS.read_text("utf-8") + TOKEN_CHECKS.read_text("utf-8"), re.MULTILINE)
 SECONDS = 580
 
 pytestmark = pytest.mark.timeout(600)
@@ -28,7 +28,7 @@ def outcomes(random_hf: Path) -> dict[str, str]:
     """What is wrong, by the name of the check; all run in one process, whose imports take longer than they."""
     source = Path(byzerllm.__file__).parents[1]
     done = subprocess.run(
-        [python_of("transformers"), "-c", RUN, source, CHECKS, random_hf],
+        [python_of("transformers"), "-c", RUN, source, CHECKS, random_hf, TOKEN_CHECKS],
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,

@@ -127,6 +127,18 @@ def test_replace_rolls_over_without_refusing(byzer: Byzer, tiny_gguf: Path) -> N
     assert byzer.json("stat", "--model", "rolled")["state"] == [3, 3]
 
 
+def test_a_chat_that_is_replaced_by_embeddings_is_none_any_more(byzer: Byzer, tiny_gguf: Path) -> None:
+    deploy(byzer, "turned", tiny_gguf)
+    deploy(byzer, "turned", tiny_gguf, "--infer_params", "embedding=true", "--replace")
+    refused = ask(byzer, "turned")
+    assert refused.status == 400
+    assert "turned has no chat. It has: embedding" in refused.json()["error"]["message"]
+    vector = byzer.http("POST", "/v1/embeddings", {"model": "turned", "input": "one"})
+    assert (vector.status, len(vector.json()["data"])) == (200, 1)
+    shown = {model["id"]: model["task"] for model in byzer.http("GET", "/v1/models").json()["data"]}
+    assert shown["turned"] == "embedding"
+
+
 def test_a_replacement_that_fails_leaves_the_instance_as_it_was(byzer: Byzer, tiny_gguf: Path) -> None:
     deploy(byzer, "steady", tiny_gguf)
     before = pids(byzer, "steady")

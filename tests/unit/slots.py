@@ -57,7 +57,7 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     return result
 
 
-def upstream() -> PassThrough:
+def upstream(*, watched: bool = False) -> PassThrough:
     return PassThrough(
         wire=WIRES["openai"],
         target=Target(False, "127.0.0.1", 1),
@@ -65,6 +65,7 @@ def upstream() -> PassThrough:
         timeouts=Timeouts(),
         max_retries=2,
         heads={Task.CHAT: b"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: "},
+        watched=watched,
     )
 
 

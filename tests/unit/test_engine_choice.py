@@ -50,8 +50,16 @@ def test_the_older_types_fix_a_task_of_transformers(tmp_path: Path) -> None:
 
 
 def test_a_name_on_the_hub() -> None:
-    assert choice("owner/model")[0] == "transformers"
     assert choice("owner/model", gpus=1) == ("vllm", "a name on the Hugging Face hub, and GPUs for its workers")
+
+
+@pytest.mark.parametrize(("gpus", "kind"), [(0, "custom/auto"), (1, "custom/bge")])
+def test_a_name_on_the_hub_for_an_engine_that_reads_folders_says_what_to_do(gpus: float, kind: str) -> None:
+    with pytest.raises(InvalidInput, match="transformers reads folders only") as refused:
+        choice("owner/model", gpus, kind)
+    assert refused.value.hint is not None
+    assert "hf download owner/model" in refused.value.hint
+    assert "--infer_backend vllm" in refused.value.hint
 
 
 def test_what_is_no_model_is_named(tmp_path: Path) -> None:

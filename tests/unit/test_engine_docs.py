@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from scripts.engine_docs import PAGE, render
 
-from byzerllm.engines import names
+from byzerllm.engines import engine, names
 from byzerllm.engines.recipes import TESTED
+from byzerllm.spec import DeploymentSpec
 
 
 def test_the_page_is_up_to_date() -> None:
@@ -17,6 +18,19 @@ def test_the_page_is_up_to_date() -> None:
 def test_every_engine_is_described_with_its_parameters(name: str) -> None:
     section = PAGE.read_text("utf-8").partition(f"\n## {name}\n")[2].partition("\n## ")[0]
     assert "Parameters that it knows:\n\n`" in section
+
+
+@pytest.mark.parametrize("name", names())
+def test_the_table_has_the_tasks_of_each_engine(name: str) -> None:
+    row = next(line for line in PAGE.read_text("utf-8").splitlines() if line.startswith(f"| `{name}` | "))
+    spec = DeploymentSpec(name="m", pretrained_model_type="custom/auto", model_path="/m", infer_backend=name)
+    assert set(engine(name).parse(spec).tasks) <= set(row.split(" | ")[3].split(", "))
+
+
+def test_every_package_without_a_fixed_version_is_named() -> None:
+    page = PAGE.read_text("utf-8").partition("have no fixed version")[2].partition("\n## ")[0]
+    assert all(f"`{package}`" in page for package in ("vllm", "peft", "diffusers", "bitsandbytes", "llguidance"))
+    assert not any(f"`{package}`" in page for package in TESTED)
 
 
 def test_every_tested_version_is_there_with_its_reason() -> None:

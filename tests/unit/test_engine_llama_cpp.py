@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from byzerllm.engines import engine, names
-from byzerllm.engines.llama_cpp import OPTIONS_VARIABLE
+from byzerllm.engines.hosting import OPTIONS_VARIABLE
 from byzerllm.engines.llama_cpp_parameters import ELSEWHERE, PARAMETERS
 from byzerllm.errors import InvalidInput
 from byzerllm.spec import DeploymentSpec
@@ -174,7 +174,9 @@ def test_layers_for_a_gpu_that_the_instance_has_not_are_told(monkeypatch: pytest
         ("rope_freq_base", "nan", "must be a number"),
         ("verbose", "maybe", "true or false"),
         ("type_k", "q9", "q8_0"),
-        ("pooling_type", "none", "mean"),
+        ("pooling_type", "5", "mean"),
+        ("vocab_only", "true", "answers nothing"),
+        ("logits_all", "perhaps", "true or false"),
         ("chat_template", "llama-2", "Jinja"),
         ("lora_path", "", "empty"),
         ("mmproj", "", "empty"),
@@ -190,6 +192,17 @@ def test_a_bad_value_is_refused_by_name(name: str, text: str, said: str) -> None
     assert said in error.message
 
 
+def test_parameters_of_the_older_tool_have_no_effect_and_that_is_said() -> None:
+    older = {"vocab_only": "false", "logits_all": "False", "pooling_type": "0"}
+    options = LLAMA.parse(spec(infer_params=older))
+    assert options.values == values()
+    assert [warning.partition(" has no effect: ")[0] for warning in options.warnings] == list(older)
+
+
+def test_embeddings_need_a_vector_of_the_whole_text() -> None:
+    assert refusal(embedding="true", pooling_type="0").param == "pooling_type"
+
+
 def test_a_context_that_overflows_with_all_slots_is_refused() -> None:
     with pytest.raises(InvalidInput, match="each of 256 slots"):
         LLAMA.parse(spec(worker_concurrency=256, infer_params={"n_ctx": "10000000"}))
@@ -199,8 +212,6 @@ def test_a_context_that_overflows_with_all_slots_is_refused() -> None:
     ("name", "hint"),
     [
         ("n_gpu_layer", "Did you mean n_gpu_layers?"),
-        ("logits_all", None),
-        ("vocab_only", None),
         ("backend.n_ctx", "Did you mean n_ctx?"),
         ("chat_format", "Use chat_template; without it the template in the model's own file is used."),
         ("n_parallel", "Use --worker_concurrency."),
@@ -247,4 +258,5 @@ def test_another_environments_python_runs_the_host_with_our_folder_behind_its_ow
     assert argv[0] == "/engines/llama_cpp/bin/python"
     assert argv[-1] == "byzerllm.engines.host.llama_cpp"
     assert (Path(argv[-2]) / "byzerllm").is_dir()
-    assert "sys.path.append" in argv[2]
+    assert argv[1:3] == ("-I", "-c")
+    assert "sys.path.append" in argv[3]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,9 @@ import pytest
 from scripts import tiny_gguf as tiny
 from scripts import tiny_gguf_kinds as kinds
 
-from byzerllm.engines import engine
+from byzerllm.engines import engine, llama_cpp
 from byzerllm.engines.base import EngineOptions, Memory
-from byzerllm.errors import InvalidInput
+from byzerllm.errors import EngineMissing, InvalidInput
 from byzerllm.spec import DeploymentSpec
 
 LLAMA = engine("llama_cpp")
@@ -46,6 +47,11 @@ def parsed(folder: Path, model: str, slots: Any = 1, gpus: Any = 0, **params: st
             infer_params=files,
         )
     )
+
+
+@pytest.fixture(autouse=True)
+def _gpu_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llama_cpp, "built_for_gpus", lambda python: True)
 
 
 def test_memory_is_the_files_and_the_cache_of_all_slots(folder: Path) -> None:
@@ -175,3 +181,33 @@ def test_causes(line: str, said: str) -> None:
 
 def test_most_ends_speak_for_themselves() -> None:
     assert LLAMA.cause(LOG) is None
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        (b"\0ggml_backend_cpu_init\0", False),
+        (b"\0_Z22ggml_backend_cuda_initi\0", True),
+        (b"ggml_backend_vk_reg", True),
+        (None, None),
+    ],
+)
+def test_whether_a_build_is_for_gpus_is_read_from_its_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: bytes | None, found: bool | None
+) -> None:
+    monkeypatch.undo()
+    if code is not None:
+        library = tmp_path / "lib/python3.12/site-packages/xllamacpp/xllamacpp.abi3.so"
+        library.parent.mkdir(parents=True)
+        library.write_bytes(b"\x7fELF" + code)
+    assert llama_cpp.built_for_gpus(str(tmp_path / "bin" / "python")) is found
+
+
+def test_layers_for_a_gpu_need_a_build_that_knows_gpus(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr(llama_cpp, "built_for_gpus", lambda python: False)
+    with pytest.raises(EngineMissing, match="the installed one is for CPUs") as refused:
+        LLAMA.check(parsed(folder, "model.gguf", gpus=1, n_gpu_layers="-1"))
+    assert f"Run: {sys.executable} -m pip install" in (refused.value.hint or "")
+    assert LLAMA.check(parsed(folder, "model.gguf", gpus=1)) is not None, "no layer is to be there"
+    assert LLAMA.check(parsed(folder, "model.gguf", n_gpu_layers="-1")) is not None, "it has no GPU, which was said"

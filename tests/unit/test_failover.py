@@ -57,6 +57,21 @@ def test_what_may_be_tried_again_and_whose_fault_it_is(
     assert (retry_delay(error, 0, 2, elsewhere=True) == 0.0) is (transient or error.status == 401)
 
 
+@pytest.mark.parametrize("status", [500, 501, 503])
+def test_an_engine_of_ours_that_answers_5xx_is_asked_once_elsewhere_and_stays_in_rotation(status: int) -> None:
+    error = answered(status)
+    assert not is_worker_failure(error, watched=True)
+    assert retry_delay(error, 0, 3, elsewhere=False, watched=True) is None
+    assert retry_delay(error, 0, 3, elsewhere=True, watched=True) == 0.0
+    assert retry_delay(error, 1, 3, elsewhere=True, watched=True) is None
+
+
+@pytest.mark.parametrize("error", [UpstreamUnreachable("no connection"), UpstreamBroken("cut"), timeout("connect")])
+def test_an_engine_of_ours_that_does_not_answer_is_out_like_any_other(error: UpstreamError) -> None:
+    assert is_worker_failure(error, watched=True)
+    assert retry_delay(error, 1, 3, elsewhere=True, watched=True) == 0.0
+
+
 def test_the_last_attempt_is_the_last() -> None:
     assert retry_delay(answered(500), 1, 2, elsewhere=True) == 0.0
     assert retry_delay(answered(500), 2, 2, elsewhere=True) is None

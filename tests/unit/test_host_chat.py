@@ -158,6 +158,20 @@ def test_logprobs_come_with_every_token() -> None:
         ({"tools": [{"type": "retrieval"}]}, "tools"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
         ({"store": True}, "store"),
+        ({"messages": [{"role": "user", "content": ""}]}, "messages"),
+        ({"seed": 10**400}, "seed"),
+        ({"temperature": 10**400}, "temperature"),
+        ({"max_tokens": -(10**400)}, "max_tokens"),
+        ({"logit_bias": {"\u00b2": 1}}, "logit_bias"),
+        ({"logit_bias": {"1" * 5000: 1}}, "logit_bias"),
+        ({"logit_bias": {"256": 1}}, "logit_bias"),
+        ({"logit_bias": {"1": 10**400}}, "logit_bias"),
+        ({"stop_token_ids": [256]}, "stop_token_ids"),
+        ({"stop_token_ids": [-1], "min_tokens": 1}, "stop_token_ids"),
+        ({"stop_token_ids": [10**400]}, "stop_token_ids"),
+        ({"response_format": {"type": "json_object"}, "min_tokens": 1}, "response_format"),
+        ({"response_format": {"type": "json_object"}, "ignore_eos": True}, "response_format"),
+        ({"chat_template_kwargs": {"add_generation_prompt": False}}, "chat_template_kwargs.add_generation_prompt"),
     ],
 )
 def test_what_is_wrong_is_named(fields: dict[str, Any], named: str) -> None:
@@ -195,7 +209,7 @@ def test_template_options_and_tools_reach_the_prompt() -> None:
     model = Speller()
     tools = [{"type": "function", "function": {"name": "f"}}]
     calls = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}]
-    messages = [{"role": "assistant", "content": None, "tool_calls": calls}]
+    messages = [{"role": "assistant", "content": "ok", "tool_calls": calls}]
     chat(model, tools=tools, chat_template_kwargs={"enable_thinking": False}, messages=messages)
     (sent, given, options) = model.prompts[0]
     assert sent[0]["tool_calls"][0]["function"]["arguments"] == {"a": 1}
@@ -272,6 +286,33 @@ def test_a_completion_is_streamed() -> None:
 @pytest.mark.parametrize("prompt", [None, "", [], [[]], 5, ["a", 5], [300], [True, None]])
 def test_a_prompt_of_the_wrong_kind_is_refused(prompt: Any) -> None:
     assert refusal(Speller(), COMPLETION, prompt=prompt)["param"] == "prompt"
+
+
+def test_prompts_and_answers_are_limited_together() -> None:
+    assert refusal(Speller(), COMPLETION, prompt=["a"] * 11, n=100)["param"] == "prompt"
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETION])
+def test_what_cannot_fit_is_not_even_read(path: str) -> None:
+    model = Speller()
+    parts = [{"type": "text", "text": "x" * 600}, {"type": "text", "text": "y" * 600}]
+    fields = {"messages": [{"role": "user", "content": parts}]} if path == CHAT else {"prompt": "x" * 1200}
+    error = refusal(model, path, **fields)
+    assert error["code"] == "context_length_exceeded"
+    assert "1200 characters" in error["message"]
+    assert (model.encoded, model.prompts) == (0, [])
+
+
+@pytest.mark.parametrize("body", [b'{"prompt": "\\ud800"}', b'{"prompt": "\xed\xa0\x80"}', b'{"temperature": NaN}'])
+def test_a_body_that_is_no_json_is_refused(body: bytes) -> None:
+    reply = Host(Speller()).post(COMPLETION, body)
+    assert reply.status == 400
+    assert "no JSON" in reply.error["message"]
+
+
+def test_an_escaped_character_is_read() -> None:
+    reply = Host(Speller()).post(COMPLETION, b'{"prompt": "\\ud83d\\ude00", "echo": true, "max_tokens": 1}')
+    assert reply.json()["choices"][0]["text"] == "\U0001f600h"
 
 
 # The end of things

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
 import struct
 import wave
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +16,7 @@ import pytest
 from tests.hosted import NOW, Host, Speller
 
 from byzerllm.engines.host.app import ROUTES
-from byzerllm.engines.host.backend import Picture, Recording, Scores, Segment, Sound, Transcript, Vectors
+from byzerllm.engines.host.backend import Job, Picture, Recording, Scores, Segment, Sound, Token, Transcript, Vectors
 
 
 class Embedder:
@@ -162,6 +164,12 @@ def test_a_wrong_transcription_is_refused(fields: dict[str, Any], named: str) ->
     assert reply.error["param"] == named
 
 
+def test_a_prompt_of_digits_is_a_text() -> None:
+    model = Transcriber()
+    assert transcribe(model, file=b"x", prompt="2024", temperature="0.5").status == 200
+    assert (model.got[0].prompt, model.got[0].temperature) == ("2024", 0.5)
+
+
 def test_what_is_no_form_is_refused() -> None:
     assert Host(Transcriber(), "transcription").post("/v1/audio/transcriptions", {"file": "x"}).status == 400
 
@@ -225,6 +233,20 @@ def test_only_the_token_is_accepted(token: str) -> None:
     assert host.post("/v1/completions", {"prompt": "a"}, token=token).status == 401
 
 
+@pytest.mark.parametrize(("path", "status"), [("/v1/completions", 401), ("/health", 200)])
+def test_without_the_token_no_body_is_read(path: str, status: int) -> None:
+    async def receive() -> Any:
+        pytest.fail("it has read the body")
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    sent: list[Any] = []
+    scope = {"type": "http", "method": "POST", "path": path, "headers": []}
+    asyncio.run(Host(Speller()).application(scope, receive, send))
+    assert sent[0]["status"] == status
+
+
 def test_health_says_whether_the_model_is_there() -> None:
     assert Host(None).get("/health", token="").status == 503
     assert Host(Speller()).get("/health", token="").status == 200
@@ -264,3 +286,36 @@ def test_a_body_that_is_no_object_is_refused(body: bytes) -> None:
     reply = Host(Speller()).post("/v1/completions", body)
     assert reply.status == 400
     assert json.loads(reply.body)["error"]["code"] == "invalid_request"
+
+
+# Defects of the engine's own
+
+
+class Broken(Speller):
+    """Fails after its first token."""
+
+    async def generate(self, job: Job) -> AsyncGenerator[Token, None]:
+        yield Token(ord("a"))
+        raise ZeroDivisionError("a defect")
+
+
+class Silent(Speller):
+    """Fails before its first token."""
+
+    def generate(self, job: Job) -> AsyncGenerator[Token, None]:
+        raise ZeroDivisionError("a defect")
+
+
+def test_a_defect_in_a_stream_is_its_last_event(capsys: pytest.CaptureFixture[str]) -> None:
+    reply = Host(Broken()).post("/v1/completions", {"prompt": "a", "stream": True})
+    assert (reply.status, reply.starts, reply.done) == (200, 1, True)
+    assert reply.events[0]["choices"][0]["text"] == "a"
+    assert reply.events[-1]["error"]["code"] == "internal_error"
+    assert "ZeroDivisionError: a defect" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("model", "stream"), [(Broken(), False), (Silent(), False), (Silent(), True)])
+def test_a_defect_before_the_answer_is_a_500(model: Speller, stream: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    reply = Host(model).post("/v1/completions", {"prompt": "a", "stream": stream})
+    assert (reply.status, reply.starts, reply.error["code"]) == (500, 1, "internal_error")
+    assert "ZeroDivisionError: a defect" in capsys.readouterr().out

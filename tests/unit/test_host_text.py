@@ -86,6 +86,12 @@ def test_calls_of_hermes() -> None:
     assert read("hermes", text) == ("", [Call("f", '{"a": 1}'), Call("g", "{}")])
 
 
+def test_text_after_a_call_of_hermes_is_not_lost() -> None:
+    call = '<tool_call>{"name": "f"}</tool_call>'
+    assert read("hermes", f"Wait. {call}\nThat is\nall. ") == ("Wait.\nThat is\nall.", [Call("f", "{}")])
+    assert read("hermes", f"{call}\nthen\n{call}\n") == ("then", [Call("f", "{}")] * 2)
+
+
 def test_calls_of_llama() -> None:
     text = '{"name": "f", "parameters": {"a": "{"}}; {"name": "g", "parameters": {}}'
     assert read("llama", text) == ("", [Call("f", '{"a": "{"}'), Call("g", "{}")])
@@ -141,6 +147,18 @@ def test_an_error_is_raised_where_it_is_waited_for() -> None:
         await first
 
     with pytest.raises(InvalidInput, match="no"):
+        asyncio.run(main())
+
+
+def test_an_unforeseen_failure_is_raised_too() -> None:
+    async def main() -> None:
+        runner = Runner(idle)
+        first = asyncio.ensure_future(anext(runner.stream(JOB)))
+        await asyncio.sleep(0)
+        runner.publish([(runner.take(1, wait=False)[0], IndexError("unforeseen"))])
+        await first
+
+    with pytest.raises(IndexError, match="unforeseen"):
         asyncio.run(main())
 
 

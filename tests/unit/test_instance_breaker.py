@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from tests.unit.slots import fail, make, queue, story, take, ticks
+from tests.unit.slots import fail, make, queue, story, take, ticks, upstream
 
 from byzerllm.errors import Overloaded, UpstreamError
 from byzerllm.routing.failover import BREAKER_FAILURES
@@ -40,6 +40,18 @@ async def test_an_answer_of_4xx_shows_that_the_worker_is_well() -> None:
     assert made.workers[0].failures == 0
     fail(made, made.workers[0], BREAKER_FAILURES - 1)
     assert made.workers[0].in_rotation
+
+
+@story
+async def test_what_an_engine_of_ours_answers_does_not_take_it_out() -> None:
+    made = make(2)
+    (only,) = made.workers
+    only.upstream = upstream(watched=True)
+    for _ in range(2 * BREAKER_FAILURES):
+        made.failed(only, UpstreamError("no such tool", status=500))
+    assert (only.in_rotation, only.failures) == (True, 0)
+    fail(made, only)
+    assert not only.in_rotation
 
 
 @story

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from byzerllm.control.memory import MemoryCheck, needed, refusal, shortage
+from byzerllm.control.memory import MemoryCheck, held, needed, refusal, shortage
 from byzerllm.engines.base import Memory
 from byzerllm.runtime.base import Room
 from byzerllm.runtime.memory import of_workers, parse_devices
@@ -26,8 +26,10 @@ class Machine:
 
     def __init__(self, free: float | None) -> None:
         self.free = free
+        self.asked = 0
 
     async def memory(self, spec: DeploymentSpec, workers: int, *, on_gpu: bool) -> Room | None:
+        self.asked = workers
         return None if self.free is None else Room(int(self.free * GIB), 32 * GIB)
 
 
@@ -79,6 +81,28 @@ def test_an_instance_that_is_tried_again_does_not_stand_in_its_own_way() -> None
     check, _ = checking(12, {"a"})
     assert look(check, "a") == ""
     assert look(check, "a") == ""
+
+
+def test_what_older_workers_leave_is_told_and_is_free_for_who_comes_next() -> None:
+    check, machine = checking(12, {"a"})
+    why = asyncio.run(check.look(DeploymentSpec(name="a"), MODEL, 4, leaving=4 * GIB))
+    assert "a needs 40.0 GiB" in why
+    assert "but 12.0 GiB of 32.0 GiB are free and its older workers leave 4.0 GiB." in why
+    machine.free = 40
+    assert asyncio.run(check.look(DeploymentSpec(name="a"), MODEL, 4, leaving=10 * GIB)) == ""
+    assert "10.0 GiB of 32.0 GiB are free" in look(check, "b", 2)
+
+
+def test_of_gpus_all_its_workers_are_asked_for_since_its_own_count_as_free() -> None:
+    check, machine = checking(16, set())
+    assert asyncio.run(check.look(DeploymentSpec(name="a", num_workers=3), ON_GPU, 1)) == ""
+    assert machine.asked == 3
+
+
+def test_what_workers_give_back() -> None:
+    assert held(MODEL, 3) == 30 * GIB
+    assert held(Memory(8 * GIB, 2 * GIB, on_gpu=False, mapped=True), 3) == 6 * GIB, "the weights were free already"
+    assert held(ON_GPU, 3) == 0
 
 
 def test_where_nothing_is_known_nothing_is_refused() -> None:

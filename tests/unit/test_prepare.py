@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -12,8 +13,18 @@ import msgspec
 import pytest
 
 from byzerllm.control.memory import MemoryCheck
-from byzerllm.control.prepare import Outside, check, check_outside, engine_plan, masked_params, with_backend
+from byzerllm.control.prepare import (
+    Outside,
+    check,
+    check_outside,
+    check_scale,
+    engine_plan,
+    masked_params,
+    with_backend,
+)
+from byzerllm.engines.base import EngineOptions
 from byzerllm.engines.environments import Environments
+from byzerllm.engines.llama_cpp import LlamaCpp
 from byzerllm.errors import CapacityExceeded, EngineMissing, InvalidInput
 from byzerllm.relay.pool import Pool
 from byzerllm.runtime.base import Room, Runtime
@@ -36,10 +47,8 @@ class Machine:
     """Of a runtime, the memory that it says is free."""
 
     free: int
-    asked: int = 0
 
     async def memory(self, spec: DeploymentSpec, workers: int, *, on_gpu: bool) -> Room:
-        self.asked = workers
         return Room(self.free, 1 << 40)
 
 
@@ -131,13 +140,80 @@ def test_what_does_not_fit_into_memory_is_refused_unless_it_is_not_to_be_verifie
     assert outside(spec, machine=Machine(1 << 40), verify=True) == []
 
 
-def test_workers_that_are_replaced_leave_their_room(tiny_gguf: Path) -> None:
-    spec, machine = msgspec.structs.replace(private(path=str(tiny_gguf)), num_workers=4), Machine(1 << 40)
-    for running, coming in ((1, 3), (4, 1), (9, 1)):
-        outside(spec, before=msgspec.structs.replace(spec, num_workers=running), machine=machine)
-        assert machine.asked == coming
-    outside(spec, before=saas(), machine=machine)
-    assert machine.asked == 4
+def test_a_models_files_are_not_read_in_the_event_loop(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = []
+
+    def parse(self: LlamaCpp, spec: DeploymentSpec) -> EngineOptions:
+        threads.append(threading.current_thread())
+        return original(self, spec)
+
+    original = LlamaCpp.parse
+    monkeypatch.setattr(LlamaCpp, "parse", parse)
+    outside(private(path=str(tiny_gguf)))
+    assert len(threads) == 1
+    assert threads[0] is not threading.main_thread()
+
+
+def worker_size(spec: DeploymentSpec) -> int:
+    plan = engine_plan(spec, {})
+    memory = plan.engine.check(plan.options)
+    assert memory is not None
+    return memory.weights + memory.cache
+
+
+def fits(spec: DeploymentSpec, before: DeploymentSpec, free: int) -> bool:
+    """Whether so many bytes let it pass, and a tenth less does not."""
+
+    def passes(free: int) -> bool:
+        try:
+            outside(spec, before=before, machine=Machine(free), verify=True)
+        except CapacityExceeded:
+            return False
+        return True
+
+    return passes(free) and not passes(free * 9 // 10)
+
+
+def workers(count: int, path: Path, n_ctx: int) -> DeploymentSpec:
+    """Each has memory of its own."""
+    return msgspec.structs.replace(private(path=str(path), use_mmap="false", n_ctx=str(n_ctx)), num_workers=count)
+
+
+def test_workers_that_are_replaced_leave_their_own_room_and_no_more(tiny_gguf: Path) -> None:
+    small, large = (worker_size(workers(1, tiny_gguf, n_ctx)) for n_ctx in (256, 2048))
+    new = workers(4, tiny_gguf, 2048)
+    assert fits(new, workers(4, tiny_gguf, 256), 4 * large - 4 * small)
+    assert fits(new, workers(1, tiny_gguf, 256), 4 * large - small)
+    assert fits(new, saas(), 4 * large)
+    assert fits(new, workers(9, tiny_gguf, 256), large), "the first one comes before an old one leaves"
+    assert fits(new, workers(2, tiny_gguf.with_name("gone.gguf"), 256), 2 * large), "taken for alike"
+
+
+def test_workers_that_stay_need_nothing(tiny_gguf: Path) -> None:
+    spec = workers(4, tiny_gguf, 2048)
+    for running in (4, 5):
+        before = msgspec.structs.replace(spec, num_workers=running, max_queue=1)
+        assert outside(spec, before=before, machine=Machine(0), verify=True) == []
+    assert fits(spec, workers(1, tiny_gguf, 2048), 3 * worker_size(spec))
+
+
+def scale(spec: DeploymentSpec, before: DeploymentSpec, free: int) -> None:
+    async def main() -> None:
+        runtime = cast(Runtime, Machine(free))
+        around = Outside(Pool(), Environments(Path("/nowhere")), MemoryCheck(runtime, lambda name: False))
+        await check_scale(spec, before, around, {})
+
+    asyncio.run(main())
+
+
+def test_workers_that_are_added_must_fit(tiny_gguf: Path) -> None:
+    two, five = workers(2, tiny_gguf, 2048), workers(5, tiny_gguf, 2048)
+    scale(five, two, 3 * worker_size(two))
+    with pytest.raises(CapacityExceeded, match="each of 3 workers") as refused:
+        scale(five, two, 2 * worker_size(two))
+    assert "byzerllm deploy --replace --no_verify" in str(refused.value.hint)
+    scale(two, five, 0)
+    scale(saas(), saas(), 0)
 
 
 def test_outside_a_model_must_be_there(tmp_path: Path) -> None:

@@ -122,4 +122,6 @@ def test_an_engines_request() -> None:
     assert set(found.tasks) == set(chat.tasks)
     ranks = EngineOptions("/m", 1, (Task.RERANK,), wire="llama_cpp")
     assert set(engine_upstream(process, "m", Timeouts(), ranks).tasks) == {Task.RERANK}
+    assert found.watched
+    assert not endpoint(options(), URL).watched
     assert (found.model, found.max_retries, found.timeouts) == ("m", 3, Timeouts(first_byte=1))

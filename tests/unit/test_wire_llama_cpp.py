@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import struct
 from typing import Any
 
@@ -182,49 +183,6 @@ def test_the_text_of_tokens() -> None:
     assert refusal(Task.DETOKENIZE, tokens=["a"])
 
 
-# -- images ----------------------------------------------------------------------------------------------------------
-
-
-def chat(part: Any, field: str = "messages") -> Request:
-    return request(Task.CHAT, **{field: [{"role": "user", "content": [{"type": "text", "text": "http://x"}, part]}]})
-
-
-@pytest.mark.parametrize(
-    "part",
-    [
-        {"type": "image_url", "image_url": {"url": "http://127.0.0.1/x.png"}},
-        {"type": "image_url", "image_url": {"url": " FILE:///etc/passwd"}},
-        {"type": "input_image", "image_url": "https://example.com/x.png"},
-        {"type": "input_audio", "input_audio": {"data": "http://10.0.0.1/"}, "x_url": ""},
-    ],
-)
-@pytest.mark.parametrize("field", ["messages", "input"])
-def test_no_address_is_fetched(part: dict[str, Any], field: str) -> None:
-    with pytest.raises(InvalidInput, match="Images are not fetched") as refused:
-        WIRE.body(chat(part, field), "m", {})
-    assert refused.value.param == field
-
-
-def test_an_escaped_name_hides_no_address() -> None:
-    hidden = b'[{"content":[{"type":"im\\u0061ge_url","image\\u005furl":{"url":"http:\\/\\/127.0.0.1"}}]}]'
-    with pytest.raises(InvalidInput, match="not fetched"):
-        WIRE.body(Request(Task.CHAT, {"messages": msgspec.Raw(hidden)}, "mine", False), "m", {})
-
-
-@pytest.mark.parametrize(
-    "messages",
-    [
-        [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}]}],
-        [{"role": "user", "content": "see image_url http://x and \\u"}],
-        "image_url",
-        [1, {"content": [1, {"type": "image_url", "image_url": 5}]}],
-    ],
-)
-def test_what_names_no_address_passes(messages: Any) -> None:
-    sent = json.loads(WIRE.body(request(Task.CHAT, messages=messages), "m", {}))
-    assert sent == {"model": "m", "messages": messages}
-
-
 # -- errors ----------------------------------------------------------------------------------------------------------
 
 
@@ -240,3 +198,23 @@ def test_errors_have_the_names_and_the_status_that_clients_know() -> None:
     assert found.message.startswith("The instance reads no audio: deploy it with mmproj=FILE")
     other = WIRE.error(500, {}, b'{"error":{"code":500,"message":"no","type":"server_error"}}')
     assert (other.status, other.message, other.vendor_type) == (500, "no", "server_error")
+
+
+@pytest.mark.parametrize(
+    ("said", "message", "param"),
+    [
+        ("Failed to parse tools: Expected 'tools' to be an array, got 5; tools = 5", "an array, got 5", "tools"),
+        ("Failed to parse messages: Missing tool call type: {}", "Missing tool call type", "messages"),
+        (
+            "vector::_M_range_check: __n (which is 999) >= this->size() (which is 512)",
+            r"^There is no token 999: the model has 512\.$",
+            "tokens",
+        ),
+    ],
+)
+def test_a_clients_mistake_is_none_of_llama_cpps(said: str, message: str, param: str) -> None:
+    body = json.dumps({"error": {"code": 500, "message": said, "type": "server_error"}}).encode()
+    found = WIRE.error(500, {}, body)
+    assert (found.status, found.vendor_code, found.vendor_type) == (400, "invalid_request", "invalid_request_error")
+    assert re.search(message, found.message)
+    assert found.param == param

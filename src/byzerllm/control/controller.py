@@ -37,8 +37,6 @@ from byzerllm.spec import DeploymentSpec, check_spec, differences
 
 log = logging.getLogger(__name__)
 
-_WITHOUT_RESTART = frozenset(("num_workers", "load_balance", "max_queue", "queue_timeout"))
-
 
 class Controller:
     """The instances of one server. All methods belong to the event loop's thread."""
@@ -124,7 +122,7 @@ class Controller:
         environ = {**self._secrets.environ(spec.name), **environment}
         known = self._deployments.get(spec.name)
         spec, chosen = await prepare.with_backend(spec, known.spec if known else None)
-        prepare.check(spec, environ)
+        await asyncio.to_thread(prepare.check, spec, environ)
         if chosen:
             note(chosen)
         async with self._operation(spec.name, notify):
@@ -153,7 +151,11 @@ class Controller:
             return "ready"
 
     async def scale(self, name: str, num_workers: int, accepted: Callable[[], None], notify: Notify) -> str:
-        """Another number of workers; running ones are not disturbed, surplus ones finish their requests first."""
+        """Another number of workers; running ones are not disturbed, surplus ones finish their requests first.
+
+        Raises:
+            ByzerError: refused (before ``accepted``, nothing changed) or failed (the instance is as it was).
+        """
         async with self._operation(name, notify):
             current = self.get(name)
             spec = msgspec.structs.replace(current.spec, num_workers=num_workers)
@@ -162,6 +164,7 @@ class Controller:
                 return "unchanged"
             others = [d.spec for d in self._deployments.values() if d is not current]
             await self._runtime.admit(spec, others, patient=False)
+            await prepare.check_scale(spec, current.spec, self._outside, self._secrets.environ(name))
             accepted()
             await self._change(current, spec, notify)
             return "ready"
@@ -275,8 +278,7 @@ class Controller:
         return "ready"
 
     async def _change(self, current: Deployment, spec: DeploymentSpec, notify: Notify) -> None:
-        changed = {name for name, _, _ in differences(current.spec, spec)}
-        generation = current.generation if changed <= _WITHOUT_RESTART else self._next_generation(current)
+        generation = self._next_generation(current) if prepare.restarts(current.spec, spec) else current.generation
         if spec.is_saas == current.spec.is_saas and not isinstance(current, BrokenDeployment):
             await current.change(spec, generation, notify)
             await self._save(current)

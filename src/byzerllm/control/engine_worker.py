@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from byzerllm.control.ending import failure, how
 from byzerllm.control.state import Phase, WorkerView
@@ -22,6 +23,7 @@ from byzerllm.spec import Timeouts
 from byzerllm.wire.openai import parse_error
 
 _READY_FIRST, _READY_LONGEST = 0.02, 0.5  # seconds between two tries of the readiness request
+_WATCH = 0.5  # seconds between two looks at the process while a try waits for its answer
 _ANSWER_LIMIT = 64 * 1024
 _FOLLOWED_LINES = 100  # of what a worker has said before we begin to listen
 
@@ -121,30 +123,43 @@ async def _until_it_answers(worker: EngineWorker, start: Launch, runtime: Runtim
     loop = asyncio.get_running_loop()
     deadline = loop.time() + start.ready_timeout
     pause = _READY_FIRST
-    while True:
-        ended = ended_error(worker, runtime)
-        if ended is not None:
-            raise ended
-        if await _answers(worker, start, pool):
+    while (left := deadline - loop.time()) > 0:
+        if await _while_it_runs(worker, runtime, _answers(worker, start, pool, left)):
             return
-        if loop.time() >= deadline:
-            doing = f", it was {worker.doing}" if worker.doing else ""
-            raise DeploymentFailed(f"worker {worker.index} was not ready within {start.ready_timeout:g} s{doing}.")
         await asyncio.sleep(pause)
         pause = min(pause * 1.5, _READY_LONGEST)
+    doing = f", it was {worker.doing}" if worker.doing else ""
+    raise DeploymentFailed(f"worker {worker.index} was not ready within {start.ready_timeout:g} s{doing}.")
 
 
-async def _answers(worker: EngineWorker, start: Launch, pool: Pool) -> bool:
-    """One try of the readiness request; false while the engine does not listen or still loads."""
+async def _while_it_runs(worker: EngineWorker, runtime: Runtime, trying: Coroutine[Any, Any, bool]) -> bool:
+    """What ``trying`` returns. The end of the worker's process ends the wait too: a child that it leaves behind may
+    keep the connection open."""
+    task = asyncio.ensure_future(trying)
+    try:
+        while not task.done():
+            ended = ended_error(worker, runtime)
+            if ended is not None:
+                raise ended
+            await asyncio.wait((task,), timeout=_WATCH)
+        return task.result()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _answers(worker: EngineWorker, start: Launch, pool: Pool, limit: float) -> bool:
+    """One try of the readiness request, of ``limit`` seconds at most; false while the engine does not listen or still
+    loads."""
     process = worker.process
     assert process is not None
     target, _ = parse_target(process.base_url)
     lines = f"Host: {target.authority}\r\nAuthorization: Bearer {process.token}\r\nContent-Type: application/json\r\n"
     head = request_head("POST", target, start.ready_path, lines.encode())
     data = b"%bContent-Length: %d\r\n\r\n%b" % (head, len(start.ready_body), start.ready_body)
-    limit = start.ready_timeout
+    timeouts = Timeouts(connect=min(5, limit), first_byte=limit, idle=limit, total=limit)
     try:
-        connection = await pool.exchange(target, data, Timeouts(connect=5, first_byte=limit, idle=limit, total=limit))
+        connection = await pool.exchange(target, data, timeouts)
         try:
             body = await connection.read_all(_ANSWER_LIMIT)
             status = connection.status

@@ -6,23 +6,36 @@ import asyncio
 import dataclasses
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import msgspec
 
 from byzerllm.control.engine_worker import EnginePlan
-from byzerllm.control.memory import MemoryCheck, refusal
+from byzerllm.control.memory import MemoryCheck, held, refusal
 from byzerllm.control.upstreams import saas_upstreams
 from byzerllm.control.verify import verify_saas
 from byzerllm.engines import engine
+from byzerllm.engines.base import Memory
 from byzerllm.engines.choice import choose
 from byzerllm.engines.environments import Environments
-from byzerllm.errors import Conflict, InvalidInput
+from byzerllm.errors import ByzerError, Conflict, InvalidInput
 from byzerllm.providers.parse import parse
 from byzerllm.providers.registry import secret_params
 from byzerllm.relay.pool import Pool
-from byzerllm.spec import MASK, DeploymentSpec, Timeouts, check_spec, looks_secret, mask, parse_float, resolve
+from byzerllm.spec import (
+    MASK,
+    DeploymentSpec,
+    Timeouts,
+    check_spec,
+    differences,
+    looks_secret,
+    mask,
+    parse_float,
+    resolve,
+)
 
+_WITHOUT_RESTART = frozenset(("num_workers", "load_balance", "max_queue", "queue_timeout"))
 _TIMEOUTS = ("connect_timeout", "first_byte_timeout", "idle_timeout", "total_timeout")
 
 
@@ -54,7 +67,8 @@ async def with_backend(spec: DeploymentSpec, current: DeploymentSpec | None) -> 
 
 
 def check(spec: DeploymentSpec, environ: Mapping[str, str]) -> None:
-    """Types, names and values; reads nothing but what ``file:`` parameters name.
+    """Types, names and values. Reads what ``file:`` parameters name and a model's ``config.json``: callers in an event
+    loop use a thread.
 
     Raises:
         InvalidInput: what is wrong, and the nearest right name.
@@ -82,6 +96,11 @@ def engine_plan(
     return EnginePlan(found, dataclasses.replace(options, python=python(found.name)), Timeouts(**given), spec.name)
 
 
+def restarts(before: DeploymentSpec, spec: DeploymentSpec) -> bool:
+    """Whether the change replaces the workers that run."""
+    return not {name for name, _, _ in differences(before, spec)} <= _WITHOUT_RESTART
+
+
 async def check_outside(
     spec: DeploymentSpec,
     before: DeploymentSpec | None,
@@ -97,8 +116,10 @@ async def check_outside(
         ByzerError: something is not as it must be: files, engine and memory, or key, address and model.
     """
     if not spec.is_saas:
-        running = 0 if before is None or before.is_saas else before.num_workers
-        return await _check_private(spec, outside, environ, running, verify)
+        plan, why = await _look(spec, before, outside, environ)
+        if why and verify:
+            raise refusal(why)
+        return [*plan.options.warnings, *([why] if why else [])]
     options = parse(spec, environ)
     saas_upstreams(options, base_url)
     warnings = list(options.warnings)
@@ -107,18 +128,46 @@ async def check_outside(
     return warnings
 
 
-async def _check_private(
-    spec: DeploymentSpec, outside: Outside, environ: Mapping[str, str], running: int, verify: bool
-) -> list[str]:
+async def check_scale(
+    spec: DeploymentSpec, before: DeploymentSpec, outside: Outside, environ: Mapping[str, str]
+) -> None:
+    """Whether there is memory for the workers that ``spec`` has more than ``before``.
+
+    Raises:
+        CapacityExceeded: there is not.
+        ByzerError: what they would start from is not there any more.
+    """
+    if not spec.is_saas and spec.num_workers > before.num_workers:
+        _, why = await _look(spec, before, outside, environ)
+        if why:
+            raise refusal(why, "byzerllm deploy --replace --no_verify")
+
+
+async def _look(
+    spec: DeploymentSpec, before: DeploymentSpec | None, outside: Outside, environ: Mapping[str, str]
+) -> tuple[EnginePlan, str]:
+    """The checked plan of a private instance, and why it does not fit into memory."""
+    plan, memory = await _check_engine(spec, outside, environ)
+    if memory is None:
+        return plan, ""
+    if before is None or before.is_saas:
+        return plan, await outside.memory.look(spec, memory, spec.num_workers)
+    if not restarts(before, spec):
+        added = spec.num_workers - before.num_workers
+        return plan, await outside.memory.look(spec, memory, added) if added > 0 else ""
+    old = memory  # they are taken for alike where it cannot be told
+    with suppress(ByzerError):  # its files may be gone
+        old = (await _check_engine(before, outside, environ))[1] or memory
+    return plan, await outside.memory.look(spec, memory, spec.num_workers, held(old, before.num_workers))
+
+
+async def _check_engine(
+    spec: DeploymentSpec, outside: Outside, environ: Mapping[str, str]
+) -> tuple[EnginePlan, Memory | None]:
+    """Is the engine there, and the model? With what one worker needs."""
     python = await asyncio.to_thread(outside.engines.interpreter, spec.infer_backend)
-    plan = engine_plan(spec, environ, lambda engine: python)
-    memory = await asyncio.to_thread(plan.engine.check, plan.options)
-    # Workers are replaced one at a time: each finds the room that another has left.
-    coming = max(1, spec.num_workers - running)
-    why = await outside.memory.look(spec, memory, coming) if memory is not None else ""
-    if why and verify:
-        raise refusal(why)
-    return [*plan.options.warnings, *([why] if why else [])]
+    plan = await asyncio.to_thread(engine_plan, spec, environ, lambda engine: python)
+    return plan, await asyncio.to_thread(plan.engine.check, plan.options)
 
 
 def masked_params(spec: DeploymentSpec) -> dict[str, str]:

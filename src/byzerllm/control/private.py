@@ -86,7 +86,7 @@ class PrivateDeployment:
 
     async def change(self, spec: DeploymentSpec, generation: int, notify: Notify) -> None:
         before = (self.spec, self.generation, self._plan)
-        plan = self._around.plan(spec)
+        plan = await asyncio.to_thread(self._around.plan, spec)
         self.run()
         self.spec, self.generation, self._plan = spec, generation, plan
         try:
@@ -95,6 +95,7 @@ class PrivateDeployment:
             self.spec, self.generation, self._plan = before
             self._wake.set()
             raise
+        self.instance.task = plan.options.task
         self.instance.max_queue, self.instance.queue_timeout = spec.max_queue, spec.queue_timeout
         if self.instance.load_balance != spec.load_balance:
             self.instance.rebalance(spec.load_balance)
@@ -186,10 +187,12 @@ class PrivateDeployment:
                 else:
                     self._begin_start(action.index, action.worker_id)
             self._wake.clear()
+            # Not by wait_for, which before Python 3.12 forgets that it was cancelled when it is woken at that moment.
+            timer = self._loop.call_later(_TICK, self._wake.set)
             try:
-                await asyncio.wait_for(self._wake.wait(), _TICK)
-            except asyncio.TimeoutError:
-                continue
+                await self._wake.wait()
+            finally:
+                timer.cancel()
 
     def _observe(self) -> None:
         now = self._loop.time()

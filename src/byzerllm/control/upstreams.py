@@ -115,6 +115,7 @@ def engine_upstream(process: EngineProcess, model: str, timeouts: Timeouts, opti
         max_retries=3,
         heads=_heads(spoken, end, options.tasks),
         lines=_lines(end) + _JSON,
+        watched=True,
     )
 
 

@@ -61,24 +61,26 @@ class Launch:
     """How one worker's process is started. ``argv`` holds no secret; ``env`` is added to the server's environment.
 
     ``ready_path`` and ``ready_body`` are the POST that proves that it works (one generated token, one embedding).
-    ``ready_timeout`` is in seconds, counted from the start of the process.
+    ``ready_timeout`` is in seconds, counted from the start of the process: weights may have to come from the hub or a
+    slow disk first, and a process that ends is noticed at once.
     """
 
     argv: tuple[str, ...]
     env: Mapping[str, str]
     ready_path: str
     ready_body: bytes
-    ready_timeout: float = 600.0
+    ready_timeout: float = 3600.0
 
 
 class Engine(Protocol):
-    """One way to run private weights. Implementations are stateless and do no I/O except in ``check``."""
+    """One way to run private weights. Implementations are stateless. ``check`` looks at all files, ``parse`` at the
+    small ones that say what a model is (``config.json``), where they are there; the others do no I/O."""
 
     name: str
     secret_params: frozenset[str]
 
     def parse(self, spec: DeploymentSpec) -> EngineOptions:
-        """Check the parameters of ``spec``.
+        """Check the parameters of ``spec``. Reads some small files at most; callers in an event loop use a thread.
 
         Raises:
             InvalidInput: an unknown parameter (the nearest known one is named) or a value of the wrong kind.

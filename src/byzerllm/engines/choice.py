@@ -26,7 +26,7 @@ def choose(spec: DeploymentSpec) -> Choice:
     """The engine for a private instance; looks at the disk.
 
     Raises:
-        InvalidInput: there is no model at ``model_path``.
+        InvalidInput: there is no model at ``model_path``, or the engine that would run it downloads none.
     """
     if not spec.model_path:
         raise InvalidInput(
@@ -38,8 +38,10 @@ def choose(spec: DeploymentSpec) -> Choice:
     if what == "GGUF":
         return Choice("llama_cpp", "a GGUF file")
     if spec.kind != "auto":
+        hf_folder.refuse_hub_name(spec.model_path, "transformers")
         return Choice("transformers", f"the type {spec.pretrained_model_type}")
     if spec.gpus_per_worker <= 0:
+        hf_folder.refuse_hub_name(spec.model_path, "transformers")
         return Choice("transformers", f"{what}, and --gpus_per_worker is 0")
     kind = hf_folder.kind_of(spec.model_path)
     if kind is None or kind in _ON_VLLM:

@@ -21,6 +21,7 @@ from byzerllm.wire.base import Task
 if TYPE_CHECKING:
     from byzerllm.spec import DeploymentSpec
 
+TASKS = (Task.CHAT, Task.COMPLETION, Task.TOKENIZE, Task.DETOKENIZE)
 BETTER = "vllm is the better choice where it runs: it is quicker and holds more requests at a time."
 
 
@@ -58,7 +59,7 @@ class DeepSpeed:
         return EngineOptions(
             model_path=spec.model_path,
             slots=slots,
-            tasks=(Task.CHAT, Task.COMPLETION, Task.TOKENIZE, Task.DETOKENIZE),
+            tasks=TASKS,
             values={**beside, **share, "arguments": values},
             warnings=(BETTER, *warnings),
         )
@@ -69,6 +70,7 @@ class DeepSpeed:
         Raises:
             InvalidInput: a file is missing or cut short, or the model cannot be divided in that way.
         """
+        hf_folder.refuse_hub_name(options.model_path, self.name)
         arguments = options.values["arguments"]
         hf.check_files(arguments)
         folder = hf_folder.read(options.model_path)
@@ -79,8 +81,14 @@ class DeepSpeed:
             raise InvalidInput(
                 f"backend.tp_size={ranks} does not divide the model's {heads} key/value heads.", param="backend.tp_size"
             )
-        needs = hf.memory_of(folder, arguments, on_gpu=options.values["gpus"] > 0)
-        return Memory(needs.weights, needs.cache, needs.on_gpu, ranks if needs.on_gpu else 1)
+        on_gpu = options.values["gpus"] > 0
+        needs = hf.memory_of(folder, arguments, on_gpu=on_gpu)
+        if on_gpu:
+            return Memory(needs.weights, needs.cache, on_gpu, ranks)
+        # Each rank loads the whole model before its part is cut out. It is then in the file's pages, which all share;
+        # but not if the numbers are converted.
+        converted = hf.dtype_of(folder, arguments, on_gpu=on_gpu) != folder.dtype
+        return Memory(needs.weights * (ranks if converted else 1), needs.cache, on_gpu)
 
     def command(self, options: EngineOptions, host: str, port: int, token: str) -> Launch:
         """The process of one worker, which starts the other ranks itself."""

@@ -152,13 +152,16 @@ def cannot_run(engine: str) -> str:
     return ""
 
 
+def packages_folders(python: str) -> list[Path]:
+    """Where an interpreter has its packages; it is not started."""
+    if python == sys.executable:
+        return [Path(folder) for folder in sys.path]
+    return sorted(Path(python).parents[1].glob("lib/python3*/site-packages"))
+
+
 def versions(python: str) -> dict[str, str]:
     """The distributions that an interpreter's environment has, by normalised name; the interpreter is not started."""
-    if python == sys.executable:
-        found = importlib.metadata.distributions()
-    else:
-        folders = Path(python).parents[1].glob("lib/python3*/site-packages")
-        found = importlib.metadata.distributions(path=[str(folder) for folder in folders])
+    found = importlib.metadata.distributions(path=[str(folder) for folder in packages_folders(python)])
     named = ((dist.metadata["Name"], dist.version) for dist in found)
     return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in named if name}
 

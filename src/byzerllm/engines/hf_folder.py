@@ -123,6 +123,21 @@ def looks_like_hub_name(path: str) -> bool:
     return _HUB_NAME.fullmatch(path) is not None and not Path(path).exists()
 
 
+def refuse_hub_name(path: str, engine: str) -> None:
+    """Refuse a name on the hub for an engine that downloads nothing.
+
+    Raises:
+        InvalidInput: has the command that downloads it.
+    """
+    if looks_like_hub_name(path):
+        raise InvalidInput(
+            f"--model_path {path} is no folder here but looks like a name on the Hugging Face hub, and {engine} reads "
+            "folders only.",
+            hint=f"Run: hf download {path} --local-dir FOLDER, or use --infer_backend vllm, which downloads it.",
+            param="model_path",
+        )
+
+
 def kind_of(path: str) -> Kind | None:
     """What the model is; None if there is no folder that tells, which ``read`` then says the reason of."""
     folder = Path(path).expanduser()

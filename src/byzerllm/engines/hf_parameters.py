@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from byzerllm.engines.hf_folder import Kind
 from byzerllm.errors import InvalidInput
 from byzerllm.spec import parse_bool, parse_float, parse_int, unknown
 
@@ -75,6 +76,18 @@ TRANSFORMERS: Mapping[str, Reader] = {
     "llm_int8_threshold": _number(0),
     "lora_path": _path,
 }
+_WEIGHTS = ("dtype", "device")
+_LIBRARY = (*_WEIGHTS, "trust_remote_code", "attn_implementation", "quantization", "llm_int8_threshold")
+# Which of them each kind of model has a use for.
+OF_KIND: Mapping[Kind, Collection[str]] = {
+    Kind.CAUSAL_LM: TRANSFORMERS,
+    Kind.VISION_CHAT: TRANSFORMERS,
+    Kind.EMBEDDING: (*_LIBRARY, "max_model_len"),
+    Kind.RERANKER: (*_LIBRARY, "max_model_len"),
+    Kind.TRANSCRIPTION: _LIBRARY,
+    Kind.SPEECH: _LIBRARY,
+    Kind.IMAGE: _WEIGHTS,
+}
 DEEPSPEED: Mapping[str, Reader] = {
     **{name: TRANSFORMERS[name] for name in ("dtype", "max_model_len", "trust_remote_code", "chat_template")},
     "tp_size": _whole(1),
@@ -117,3 +130,16 @@ def read_all(engine: str, table: Mapping[str, Reader], params: Mapping[str, str]
             raise InvalidInput(f"{PREFIX}{name} is given twice, once as {param}.", param=param)
         values[name] = table[name](param, text)
     return values, warnings
+
+
+def check_kind(kind: Kind, values: Mapping[str, Any]) -> None:
+    """Raises InvalidInput: a parameter has no meaning for this kind of model."""
+    known = OF_KIND[kind]
+    for name in values:
+        if name not in known:
+            listed = ", ".join(PREFIX + one for one in TRANSFORMERS if one in known)
+            raise InvalidInput(
+                f"{PREFIX}{name} has no meaning for a model of the kind {kind.value}.",
+                hint=f"It takes {listed}.",
+                param=PREFIX + name,
+            )

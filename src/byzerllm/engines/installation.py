@@ -44,7 +44,8 @@ class Installer:
 
     def install(self, engine: str, version: str = "") -> tuple[Environment, bool]:
         """Make the engine's environment; returns it, and whether there was anything to do. Without ``version`` it is to
-        hold what was tested, so one that an earlier release of ours made may be replaced.
+        hold what was tested, so one that an earlier release of ours made may be replaced; so is one that is broken, or
+        that was made when the machine had no GPU.
 
         An earlier one stays until the new one is complete, and comes back if it does not get there.
 
@@ -64,8 +65,10 @@ class Installer:
             if aside.exists():  # an installation was killed
                 _settle(path, aside)
             found = self.environments.find(engine)
-            if found is not None and found.runs == chosen.runs(version):
-                return found, False
+            if found is not None and (found.runs, found.device) == (chosen.runs(version), device):
+                if _works(found, chosen):
+                    return found, False
+                self.tell(f"the environment in {path} is broken: it is made anew")
             _refuse_used(engine, path)
             with _put_aside(path, aside):
                 self._build(engine, chosen, version, device)
@@ -154,6 +157,11 @@ class _Runs:
                 f"The installation of {self.engine} failed. Its last lines:\n" + "\n".join(lines),
                 hint=f"{hint + '. ' if hint else ''}The whole output is in {self.log}.",
             )
+
+
+def _works(found: Environment, chosen: Recipe) -> bool:
+    argv = [str(found.python), "-I", "-c", _TRY, *chosen.modules]
+    return subprocess.run(argv, env=_variables(chosen), cwd="/", capture_output=True, check=False).returncode == 0
 
 
 def _variables(chosen: Recipe) -> dict[str, str]:

@@ -21,14 +21,15 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import mmap
 import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from byzerllm.engines import gguf
+from byzerllm.engines import environments, gguf
 from byzerllm.engines.base import EngineOptions, Launch, Memory
-from byzerllm.engines.hosting import host_command
+from byzerllm.engines.hosting import OPTIONS_VARIABLE, host_command
 from byzerllm.engines.llama_cpp_parameters import INT32, NO_TEMPLATE, PARAMETERS, VERBOSITY, read_parameters
 from byzerllm.errors import EngineMissing, InvalidInput
 from byzerllm.wire.base import Task
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from byzerllm.spec import DeploymentSpec
 
 HOST = "byzerllm.engines.host.llama_cpp"
-OPTIONS_VARIABLE = "BYZERLLM_ENGINE"
 KINDS = ("auto", "llama2", "llama")
 DEFAULT_CACHE_RAM = 1024
 MAX_SLOTS = 256  # llama.cpp's own limit
@@ -47,10 +47,14 @@ _PROJECTOR, _DRAFT = PARAMETERS["mmproj"].attribute, PARAMETERS["model_draft"].a
 # How far a draft model's vocabulary may differ: llama.cpp's own limits.
 _FREE_WORDS, _MORE_WORDS = 5, 128
 _F16 = 1  # ggml's number of the type that caches have by default
+_GPU_CODE = re.compile(rb"ggml_backend_(?:cuda|vk|metal|sycl)_")  # HIP's has CUDA's names
+_GPU_WHEELS = "https://xorbitsai.github.io/xllamacpp/whl/cu128"
 _MAPPED = 1  # of llama.cpp's ways to load, the default
 
 _MAIN = (Task.CHAT, Task.COMPLETION, Task.RESPONSES)
+_EMBEDS, _RANKS = (Task.EMBEDDING,), (Task.RERANK, Task.SCORE)
 _EVERY = (Task.TOKENIZE, Task.DETOKENIZE)
+TASKS = (*_MAIN, *_EMBEDS, *_RANKS, *_EVERY)
 _READY: Mapping[Task, tuple[str, dict[str, Any]]] = {
     Task.EMBEDDING: ("/v1/embeddings", {"input": "a"}),
     Task.RERANK: ("/v1/rerank", {"query": "a", "documents": ["a"]}),
@@ -114,7 +118,7 @@ class LlamaCpp:
                 f"--worker_concurrency {slots} is more than the {MAX_SLOTS} slots of llama.cpp.",
                 param="worker_concurrency",
             )
-        values = read_parameters(spec.infer_params)
+        values, warnings = read_parameters(spec.infer_params)
         tasks = _tasks(values)
         _add_defaults(values, spec)
         if values.get("n_ctx", 0) * slots > INT32:
@@ -127,7 +131,7 @@ class LlamaCpp:
             slots=slots,
             tasks=tasks,
             values=values,
-            warnings=_warnings(spec, values),
+            warnings=(*warnings, *_warnings(spec, values)),
             wire=self.name,
         )
 
@@ -135,11 +139,12 @@ class LlamaCpp:
         """Look for the engine, and read the heads of the model's files. Blocks for some tenths of a second.
 
         Raises:
-            EngineMissing: xllamacpp is not installed.
+            EngineMissing: xllamacpp is not installed, or is a build for CPUs and layers are to be on a GPU.
             InvalidInput: a file is missing, is no GGUF, was cut short, or is not what it is given for.
         """
         if not _is_installed(options.python):
             raise EngineMissing("The engine llama_cpp is not installed.", hint="Run: byzerllm engine install llama_cpp")
+        _check_build(options)
         header = gguf.check_model(options.model_path)
         _check_use(options, header)
         return _memory(options, header, header.size + _check_more(options.values, options.model_path))
@@ -175,9 +180,9 @@ class LlamaCpp:
 
 def _tasks(values: dict[str, Any]) -> tuple[Task, ...]:
     if values.get("pooling_type") == gguf.POOLING_RANK:
-        return (Task.RERANK, Task.SCORE, *_EVERY)
+        return (*_RANKS, *_EVERY)
     if values.get("embedding"):
-        return (Task.EMBEDDING, *_EVERY)
+        return (*_EMBEDS, *_EVERY)
     if values.get("chat_template") == NO_TEMPLATE:
         del values["chat_template"]
         return (Task.COMPLETION, *_EVERY)
@@ -207,6 +212,27 @@ def _warnings(spec: DeploymentSpec, values: Mapping[str, Any]) -> tuple[str, ...
 def _is_installed(python: str) -> bool:
     """Whoever chose another environment than this one has seen that the engine is in it."""
     return python != sys.executable or importlib.util.find_spec("xllamacpp") is not None
+
+
+def _check_build(options: EngineOptions) -> None:
+    if not (options.values["gpus"] and options.values["n_gpu_layers"]) or sys.platform == "darwin":
+        return
+    if built_for_gpus(options.python) is False:
+        raise EngineMissing(
+            "n_gpu_layers needs a build of xllamacpp for GPUs, and the installed one is for CPUs.",
+            hint=f"Run: {options.python} -m pip install --force-reinstall --index-url {_GPU_WHEELS} xllamacpp (this is "
+            "for CUDA 12.8; https://github.com/xorbitsai/xllamacpp has the others).",
+        )
+
+
+def built_for_gpus(python: str) -> bool | None:
+    """Whether the xllamacpp of that interpreter has code for GPUs; None where that cannot be told. Reads its library,
+    for some tenths of a second."""
+    for folder in environments.packages_folders(python):
+        for library in (folder / "xllamacpp").glob("*.so"):
+            with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return _GPU_CODE.search(data) is not None
+    return None
 
 
 def _check_use(options: EngineOptions, header: gguf.Header) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 INT32 = 2**31 - 1
 VERBOSITY = {True: 3, False: 2}  # llama.cpp's levels: 1 errors, 2 warnings, 3 what it does, 4 all
 NO_TEMPLATE = "none"
+POOLING_NONE = 0
 _DRAFT_MODEL = 1  # llama.cpp's number for speculation with a second model
 
 Reader = Callable[[str, str], Any]
@@ -156,7 +157,7 @@ PARAMETERS: Mapping[str, Parameter] = {
     # what it answers
     "embedding": Parameter("embedding", parse_bool),
     "reranking": Parameter("reranking", parse_bool),
-    "pooling_type": Parameter("pooling_type", _choice(mean=1, cls=2, last=3, rank=POOLING_RANK)),
+    "pooling_type": Parameter("pooling_type", _choice(none=POOLING_NONE, mean=1, cls=2, last=3, rank=POOLING_RANK)),
     "chat_template": Parameter("chat_template", _template),
     "reasoning_format": Parameter("reasoning_format", _choice(none=0, auto=1, deepseek_legacy=2, deepseek=3)),
     "n_predict": Parameter("n_predict", _whole(-1)),
@@ -177,15 +178,26 @@ ELSEWHERE: Mapping[str, str] = {
     "rerank": "Use reranking.",
 }
 
+# Parameters of the older tool that have no use any more.
+WITHOUT_EFFECT: Mapping[str, str] = {
+    "logits_all": "a request that asks for logprobs gets them",
+    "vocab_only": "a model is always loaded whole",
+}
 
-def read_parameters(params: Mapping[str, str]) -> dict[str, Any]:
-    """The values by xllamacpp's names, put in its form where it has under one name what users have under two.
+
+def read_parameters(params: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
+    """The values by xllamacpp's names, put in its form where it has under one name what users have under two; and
+    warnings.
 
     Raises:
         InvalidInput: an unknown name (the nearest known one is named) or a value of the wrong kind.
     """
     values: dict[str, Any] = {}
+    warnings: list[str] = []
     for name, text in params.items():
+        if name in WITHOUT_EFFECT:
+            warnings.append(_without_effect(name, text))
+            continue
         if name in ELSEWHERE:
             raise InvalidInput(f"{name} is no parameter of llama_cpp.", hint=ELSEWHERE[name], param=name)
         parameter = PARAMETERS.get(name)
@@ -193,7 +205,18 @@ def read_parameters(params: Mapping[str, str]) -> dict[str, Any]:
             raise unknown("llama_cpp parameter", name, PARAMETERS, param=name)
         values[parameter.attribute] = parameter.read(name, text)
     _combine(values)
-    return values
+    if values.get("pooling_type") == POOLING_NONE:
+        if values.get("embedding"):
+            raise InvalidInput("pooling_type=none leaves no vector of a whole text.", param="pooling_type")
+        del values["pooling_type"]
+        warnings.append("pooling_type has no effect: the instance makes no embeddings.")
+    return values, warnings
+
+
+def _without_effect(name: str, text: str) -> str:
+    if parse_bool(name, text) and name == "vocab_only":
+        raise InvalidInput("vocab_only=true leaves a model that answers nothing.", hint="Leave it out.", param=name)
+    return f"{name} has no effect: {WITHOUT_EFFECT[name]}."
 
 
 def _combine(values: dict[str, Any]) -> None:

@@ -7,8 +7,11 @@ of ``from_pretrained``, with ``backend.`` in front; one that is not given has th
 * ``backend.max_model_len``: the model's own context, or as much of it as there is memory for;
 * ``backend.device``: a GPU where there is one.
 
-A worker has ``--worker_concurrency`` slots, by default 16 for text that is generated and 4 for all else. A CPU's
-threads are ``--cpus_per_worker`` when that is 1 or more, else the worker's share of the cores.
+A parameter that a kind of model has no use for is refused.
+
+A worker has ``--worker_concurrency`` slots, by default 16 for text that is generated, 1 for chat about images, whose
+requests are answered one after the other, and 4 for all else. A CPU's threads are ``--cpus_per_worker`` when that is 1
+or more, else the worker's share of the cores.
 """
 
 from __future__ import annotations
@@ -22,8 +25,8 @@ from typing import TYPE_CHECKING, Any
 from byzerllm.engines import environments, hf_folder
 from byzerllm.engines.base import EngineOptions, Launch, Memory
 from byzerllm.engines.hf_folder import Folder, Kind
-from byzerllm.engines.hf_parameters import TRANSFORMERS, read_all
-from byzerllm.engines.hosting import host_command
+from byzerllm.engines.hf_parameters import TRANSFORMERS, check_kind, read_all
+from byzerllm.engines.hosting import OPTIONS_VARIABLE, host_command
 from byzerllm.errors import EngineMissing, InvalidInput
 from byzerllm.spec import unknown
 from byzerllm.wire.base import Task
@@ -32,8 +35,8 @@ if TYPE_CHECKING:
     from byzerllm.spec import DeploymentSpec
 
 HOST = "byzerllm.engines.host.main"
-OPTIONS_VARIABLE = "BYZERLLM_ENGINE"
 TEXT_SLOTS, OTHER_SLOTS = 16, 4
+SLOTS = {Kind.CAUSAL_LM: TEXT_SLOTS, Kind.VISION_CHAT: 1}
 MAX_SLOTS = 1024
 MIN_CONTEXT = 2048  # tokens of one sequence that there must be memory for, unless fewer are wanted
 
@@ -58,6 +61,7 @@ _HOSTED: Mapping[Kind, tuple[str, tuple[Task, ...], str, dict[str, Any]]] = {
     Kind.SPEECH: ("speech", (Task.SPEECH,), "/v1/audio/speech", {"input": "a"}),
     Kind.IMAGE: ("image", (Task.IMAGE,), "/ready", {}),
 }
+TASKS = tuple(dict.fromkeys(task for _, tasks, _, _ in _HOSTED.values() for task in tasks))
 
 # The older tool's types: each is for one kind of model.
 ALIASES: Mapping[str, Kind] = {
@@ -107,10 +111,11 @@ class Transformers:
                 hint="custom/auto takes it as what it is.",
                 param="pretrained_model_type",
             )
+        check_kind(kind, values)
         if values.get("device") == "cuda" and not spec.gpus_per_worker:
             raise InvalidInput("backend.device=cuda needs --gpus_per_worker.", param="backend.device")
         task, tasks, _, _ = _HOSTED[kind]
-        slots = spec.worker_concurrency or (TEXT_SLOTS if kind in (Kind.CAUSAL_LM, Kind.VISION_CHAT) else OTHER_SLOTS)
+        slots = spec.worker_concurrency or SLOTS.get(kind, OTHER_SLOTS)
         if slots > MAX_SLOTS:
             raise InvalidInput(
                 f"--worker_concurrency {slots} is more than {MAX_SLOTS} slots.", param="worker_concurrency"
@@ -126,6 +131,7 @@ class Transformers:
             EngineMissing: a package is not in the engine's environment.
             InvalidInput: a file is missing or cut short, or the parameters do not suit the model.
         """
+        hf_folder.refuse_hub_name(options.model_path, self.name)
         arguments = options.values["arguments"]
         installed = environments.versions(options.python)
         kind = Kind(options.values["kind"])
@@ -224,13 +230,18 @@ def check_folder(folder: Folder, arguments: Mapping[str, Any]) -> None:
 
 def memory_of(folder: Folder, arguments: Mapping[str, Any], *, on_gpu: bool) -> Memory:
     """What a worker needs for the weights and one sequence."""
-    dtype = arguments.get("dtype", "auto")
-    if dtype == "auto":
-        dtype = "float32" if folder.dtype == "float16" and not on_gpu else folder.dtype
-    width = hf_folder.DTYPE_BYTES.get(dtype)
+    width = hf_folder.DTYPE_BYTES.get(dtype_of(folder, arguments, on_gpu=on_gpu))
     bits = arguments.get("quantization")
     tokens = arguments.get("max_model_len") or min(MIN_CONTEXT, folder.context_length or MIN_CONTEXT)
     return Memory(folder.weight_bytes(bits / 8 if bits else width), folder.cache_bytes(tokens, width=width), on_gpu)
+
+
+def dtype_of(folder: Folder, arguments: Mapping[str, Any], *, on_gpu: bool) -> str:
+    """The data type that the weights will have."""
+    dtype: str = arguments.get("dtype", "auto")
+    if dtype != "auto":
+        return dtype
+    return "float32" if folder.dtype == "float16" and not on_gpu else folder.dtype
 
 
 def host_launch(engine: str, module: str, options: EngineOptions, host: str, port: int, token: str) -> Launch:
@@ -244,7 +255,7 @@ def host_launch(engine: str, module: str, options: EngineOptions, host: str, por
         "slots": options.slots,
         "threads": given["threads"],
         "sharers": given["sharers"],
-        "on_gpu": given["gpus"] > 0,
+        "gpus": given["gpus"],
         "values": given["arguments"],
         "host": host,
         "port": port,

@@ -10,6 +10,9 @@ Every ``backend.NAME`` is vLLM's own argument ``--NAME``. One that is not given 
   4 GiB at most that holds at least one request of ``max_model_len`` (by itself vLLM takes nearly all memory), and as
   many threads as ``--cpus_per_worker`` says when that is 1 or more.
 
+Images, sounds and videos come inside a request (``data:``). vLLM fetches them only where ``allowed_media_domains`` says
+from where (redirects are not followed), or ``allowed_local_media_path`` from which folder.
+
 A chat model's folder without a chat template answers completions only, until one is given with ``chat_template``.
 """
 
@@ -23,20 +26,20 @@ from typing import TYPE_CHECKING, Any
 from byzerllm.engines import hf_folder, vllm_arguments, vllm_installed, vllm_log, vllm_memory
 from byzerllm.engines.base import EngineOptions, Launch, Memory
 from byzerllm.engines.hf_folder import Folder, Kind
-from byzerllm.engines.hosting import host_command
+from byzerllm.engines.hosting import OPTIONS_VARIABLE, host_command
 from byzerllm.errors import InvalidInput
 from byzerllm.spec import unknown
 from byzerllm.wire.base import Task
+from byzerllm.wire.engine import EngineWire, FetchingWire
 
 if TYPE_CHECKING:
     from byzerllm.spec import DeploymentSpec
 
 HOST = "byzerllm.engines.host.vllm"
-OPTIONS_VARIABLE = "BYZERLLM_ENGINE"
 PREFIX = vllm_arguments.PREFIX
 DEFAULT_SLOTS = 100
 GPU_SHARE = 0.9
-READY_SECONDS = 3600.0  # weights may have to come from the hub first
+NO_DOMAIN = "nothing.invalid"  # RFC 2606: a name that will never be anybody's
 
 # Parameters of the older tool that today's vLLM has no use for.
 WITHOUT_EFFECT: Mapping[str, str] = {
@@ -47,6 +50,7 @@ WITHOUT_EFFECT: Mapping[str, str] = {
 _CHAT = (Task.CHAT, Task.COMPLETION, Task.RESPONSES, Task.TOKENIZE, Task.DETOKENIZE)
 _EMBEDDING = (Task.EMBEDDING, Task.TOKENIZE, Task.DETOKENIZE)
 _RERANK = (Task.RERANK, Task.SCORE, Task.TOKENIZE, Task.DETOKENIZE)
+TASKS = tuple(dict.fromkeys((*_CHAT, *_EMBEDDING, *_RERANK)))
 # By the main task: the request that proves that a worker works.
 _PROOFS: Mapping[Task, tuple[str, dict[str, Any]]] = {
     Task.CHAT: ("/v1/completions", {"prompt": "a", "max_tokens": 1}),
@@ -92,6 +96,7 @@ class Vllm:
         if tasks is not _CHAT:
             values["runner"] = "pooling"
         slots = spec.worker_concurrency or DEFAULT_SLOTS
+        wire = _media(values)
         _divide(values, spec.gpus_per_worker)
         _add_defaults(values, spec.gpus_per_worker, slots)
         beside = {
@@ -101,7 +106,7 @@ class Vllm:
             "sharers": spec.num_workers,
             "hf_token": values.pop("hf_token", ""),
         }
-        return EngineOptions(spec.model_path, slots, tasks, {**beside, "arguments": values}, tuple(warnings))
+        return EngineOptions(spec.model_path, slots, tasks, {**beside, "arguments": values}, tuple(warnings), wire=wire)
 
     def check(self, options: EngineOptions) -> Memory | None:
         """Look at the installed vLLM and the model's files. Blocks for some tenths of a second; for some seconds when a
@@ -134,13 +139,14 @@ class Vllm:
             "on_gpu": given["gpus"] > 0,
             "threads": given["threads"],
             "sharers": given["sharers"],
+            "offline": local and not any(map(_on_hub, given["arguments"].values())),
         }
         variables = {
             OPTIONS_VARIABLE: json.dumps(handed),
             "VLLM_API_KEY": token,
             "VLLM_NO_USAGE_STATS": "1",
             "DO_NOT_TRACK": "1",
-            **({"HF_HUB_OFFLINE": "1"} if local else {}),
+            "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",  # they would lead out of the domains that are allowed
             **({"HF_TOKEN": given["hf_token"]} if given["hf_token"] else {}),
         }
         own = {
@@ -156,7 +162,6 @@ class Vllm:
             env=variables,
             ready_path=ready_path,
             ready_body=json.dumps({"model": given["name"], **body}).encode(),
-            ready_timeout=READY_SECONDS,
         )
 
     def phase(self, line: str) -> str | None:
@@ -233,6 +238,31 @@ def _add_defaults(values: dict[str, Any], gpus: float, slots: int) -> None:
         values.setdefault("enforce_eager", True)
     elif not values.keys() & {"device_memory_utilization", "kv_cache_memory_bytes"}:
         values.setdefault("gpu_memory_utilization", round(GPU_SHARE * min(gpus, 1.0), 4))
+
+
+def _media(values: dict[str, Any]) -> str:
+    """The wire: with domains or a folder to fetch from, vLLM itself looks at each address. Without domains it would
+    take any, so it gets one that nobody has."""
+    if not values.keys() & {"allowed_media_domains", "allowed_local_media_path"}:
+        return EngineWire.name
+    values["allowed_media_domains"] = values.get("allowed_media_domains") or [NO_DOMAIN]
+    return FetchingWire.name
+
+
+def _on_hub(value: Any) -> bool:
+    """Whether an argument's value names something on the hub, or may do so."""
+    if isinstance(value, dict):
+        return any(map(_on_hub, value.values()))
+    if isinstance(value, list):
+        return any(map(_on_hub, value))
+    if not isinstance(value, str):
+        return False
+    if value.startswith(("{", "[")):
+        try:
+            return _on_hub(json.loads(value))
+        except ValueError:  # a template
+            return False
+    return hf_folder.looks_like_hub_name(value.rpartition("=")[2])  # name=path, in lists
 
 
 def _is_local(path: str) -> bool:

@@ -1,7 +1,7 @@
 """What the installed vLLM says of itself: is it for CPUs, and which arguments does it have?
 
-Its command line is described by itself only, after imports of about ten seconds; so it is asked only for names that
-our table lacks, in a process of its own, and the answer is kept in its environment.
+Its command line is described by itself only, after imports of about ten seconds; so it is asked only where our table
+is of another version, in a process of its own, and the answer is kept in its environment.
 """
 
 from __future__ import annotations
@@ -47,10 +47,15 @@ def check_names(names: Mapping[str, object], python: str, version: str) -> None:
     """
     wanted = [name.partition(".")[0] for name in names]
     known = _kept(python, version)
-    if known is None and all(name in FORMS for name in wanted):
-        return
+    if known is None and version.partition("+")[0] == TABLE_VERSION:
+        known = frozenset(FORMS)
     if known is None:
-        known = frozenset(FORMS) if version.partition("+")[0] == TABLE_VERSION else _ask(python, version)
+        try:
+            known = _ask(python, version)
+        except EngineMissing:
+            if all(name in FORMS for name in wanted):
+                return  # its parser may have moved in a later release; it refuses what it lacks when it starts
+            raise
     for name in wanted:
         if name not in known:
             settable = [PREFIX + other for other in known if our_reason(other) is None]

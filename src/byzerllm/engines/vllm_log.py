@@ -70,13 +70,13 @@ _ADVICE: tuple[tuple[re.Pattern[str], str], ...] = (
     ),
     (
         re.compile(r"Model architectures (?P<names>\[[^\]]*\]) are not supported"),
-        "vLLM does not support the architecture {names}. A newer one may (byzerllm engine install vllm), or use "
-        "--infer_backend transformers.",
+        "vLLM does not support the architecture {names}. A newer one may "
+        "(byzerllm engine install vllm --version V), or use --infer_backend transformers.",
     ),
     (
         re.compile(r"checkpoint you are trying to load has model type `(?P<name>[^`]+)`"),
         "The model type {name} of config.json is not known to the transformers that this vLLM uses. A newer one may "
-        "know it: byzerllm engine install vllm.",
+        "know it: byzerllm engine install vllm --version V.",
     ),
     (
         re.compile(r"(?:requires you to execute the configuration file|contains custom code which must be executed)"),

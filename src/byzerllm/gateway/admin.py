@@ -1,4 +1,4 @@
-"""The admin API: what the command line talks to. ``openapi.py`` describes it; only the server's own listeners have it."""
+"""The admin API: what the command line talks to. ``openapi.py`` describes it; the server's own listeners have it."""
 
 from __future__ import annotations
 

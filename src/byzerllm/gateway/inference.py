@@ -22,7 +22,6 @@ from byzerllm.gateway.steps import take_steps
 from byzerllm.gateway.translation import translate
 from byzerllm.relay.pool import Pool
 from byzerllm.routing.failover import retry_delay
-from byzerllm.routing.instance import Instance
 from byzerllm.routing.table import Table
 from byzerllm.routing.worker import Media, PassThrough, Translated, Worker
 from byzerllm.wire.base import Request, Task, decode_request
@@ -51,7 +50,8 @@ class Inference:
             body = await read_body(scope, receive, self._max_body)
             call.request = _decode(task, header(scope, b"content-type"), body, served_model)
             call.instance = self._table.get(call.request.model)
-            _check_task(task, call.instance, *call.instance.workers[:1])
+            if call.instance.workers:  # without one nobody can tell yet
+                _check_task(call, call.instance.workers[0])
         except ClientGone:
             return
         except ByzerError as error:
@@ -133,7 +133,10 @@ class Inference:
                     elsewhere = worker is not avoid and any(  # if it is, the others have no free slot
                         w.in_rotation and w.upstream is not worker.upstream for w in instance.workers
                     )
-                    delay = retry_delay(error, attempt, worker.upstream.max_retries, elsewhere=elsewhere)
+                    upstream = worker.upstream
+                    delay = retry_delay(
+                        error, attempt, upstream.max_retries, elsewhere=elsewhere, watched=upstream.watched
+                    )
                     if delay is None:
                         raise
                     log.info(
@@ -150,7 +153,7 @@ class Inference:
     async def _attempt(self, call: Call, worker: Worker, waited: float, extra: list[Header]) -> str:
         upstream = worker.upstream
         call.waited = waited
-        _check_task(call.request.task, call.instance, worker)  # it may have become another while the request waited
+        _check_task(call, worker)  # while an instance is replaced, its workers are not all alike
         if isinstance(upstream, PassThrough):
             adapter = upstream.wire.adapters.get(call.request.task)
             steps = adapter(call.request, upstream.model, int(time.time())) if adapter is not None else None
@@ -177,16 +180,16 @@ def _decode(task: Task, content_type: bytes | None, body: bytes, served_model: s
     return decode_request(task, body, served_model=served_model)
 
 
-def _check_task(task: Task, instance: Instance, *workers: Worker) -> None:
-    """Refuse what the instance is not for; without a worker nobody can tell yet."""
-    if task is instance.task:
+def _check_task(call: Call, worker: Worker) -> None:
+    """Refuse what the worker is not for."""
+    task, tasks = call.request.task, worker.upstream.tasks
+    if task in tasks:
         return
-    has = [t for t in Task if all(t in w.upstream.tasks for w in workers)]
-    if task not in has:
-        raise InvalidInput(
-            f"{instance.name} has no {task.value}. It has: {', '.join(t.value for t in has)}.",
-            hint=f"Use {' or '.join(SURFACES[t] for t in has)}.",
-        )
+    has = [t for t in Task if t in tasks]
+    raise InvalidInput(
+        f"{call.instance.name} has no {task.value}. It has: {', '.join(t.value for t in has)}.",
+        hint=f"Use {' or '.join(SURFACES[t] for t in has)}.",
+    )
 
 
 async def _send_error(call: Call, error: ByzerError, extra: list[Header]) -> None:

@@ -31,15 +31,20 @@ def is_transient(error: UpstreamError) -> bool:
     return error.status in RETRY_STATUSES or error.status >= 500
 
 
-def retry_delay(error: UpstreamError, attempt: int, max_retries: int, *, elsewhere: bool) -> float | None:
+def retry_delay(
+    error: UpstreamError, attempt: int, max_retries: int, *, elsewhere: bool, watched: bool = False
+) -> float | None:
     """Seconds until the next attempt, or None when there is none.
 
     ``attempt`` counts from 0; ``elsewhere`` says that another endpoint is there to take it, which needs no waiting.
     A vendor that asks to wait longer than ``LONGEST_WAIT``, or that says the quota is used up, is believed. What it
-    refuses to one key, another may get.
+    refuses to one key, another may get. A ``watched`` engine that fails at a request would fail at it again: it may
+    be on its last legs, so that one other worker is asked, and that is all.
     """
     if attempt >= max_retries:
         return None
+    if watched and error.status >= 500 and _is_answer(error):
+        return 0.0 if elsewhere and attempt == 0 and is_transient(error) else None
     if elsewhere and key_rest(error):
         return 0.0
     if not is_transient(error) or _is_quota(error):
@@ -54,12 +59,18 @@ def retry_delay(error: UpstreamError, attempt: int, max_retries: int, *, elsewhe
     return min(0.25 * 2.0**attempt, LONGEST_WAIT) * random.uniform(0.75, 1.25)
 
 
-def is_worker_failure(error: UpstreamError) -> bool:
+def is_worker_failure(error: UpstreamError, *, watched: bool = False) -> bool:
     """Whether the error counts against the worker. What a vendor answers with a 4xx is the caller's affair, and what
-    became of an answer that came is not the connection's."""
-    if isinstance(error, UpstreamUnreachable | UpstreamBroken | UpstreamTimeout):
+    became of an answer that came is not the connection's. Nor does a 5xx count against a ``watched`` engine: its
+    process and its probes say whether it is well, and one client's odd requests must not take it from the others."""
+    if not _is_answer(error):
         return True
-    return error.status >= 500 and not error.was_answered
+    return error.status >= 500 and not error.was_answered and not watched
+
+
+def _is_answer(error: UpstreamError) -> bool:
+    """Whether the upstream itself said it, over a connection that held."""
+    return not isinstance(error, UpstreamUnreachable | UpstreamBroken | UpstreamTimeout)
 
 
 def key_rest(error: UpstreamError) -> float:

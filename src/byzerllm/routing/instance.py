@@ -223,7 +223,7 @@ class Instance:
     def failed(self, worker: Worker, error: UpstreamError) -> None:
         """The attempt failed; too many failures in a row take the worker out of rotation for a while, and a key that
         the vendor refuses takes its workers out."""
-        if not is_worker_failure(error):
+        if not is_worker_failure(error, watched=worker.upstream.watched):
             self.succeeded(worker)
             rest = key_rest(error)
             if rest:

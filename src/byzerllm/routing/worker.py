@@ -28,13 +28,15 @@ more."""
 @dataclass(frozen=True)
 class Upstream(ABC):
     """Where requests go. The workers that share an address and a key share one; nothing else is shared. ``secrets``
-    are starred wherever the vendor repeats one in an error."""
+    are starred wherever the vendor repeats one in an error. ``watched``: it is an engine of ours, whose process and
+    probes say whether it is well."""
 
     target: Target
     model: str
     timeouts: Timeouts
     max_retries: int
     secrets: tuple[str, ...] = field(default=(), repr=False, kw_only=True)
+    watched: bool = field(default=False, kw_only=True)
 
     @property
     @abstractmethod

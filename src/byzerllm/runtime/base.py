@@ -115,8 +115,8 @@ class Runtime(Protocol):
         ...
 
     async def memory(self, spec: DeploymentSpec, workers: int, *, on_gpu: bool) -> Room | None:
-        """What so many workers more of ``spec`` find free: all together in a machine's memory, or the worst placed of
-        them on each of its GPUs, where what older workers of the same instance hold counts as free: they leave.
+        """What so many workers of ``spec`` find free: all together in a machine's memory, or the worst placed of them
+        on each of its GPUs, where what workers of the same instance hold counts as free: they stay there or leave.
 
         None where it cannot be told from here.
         """

@@ -49,7 +49,7 @@ class EmbeddedRuntime:
         return self._ledger.has_room(need.gpus)
 
     async def memory(self, spec: DeploymentSpec, workers: int, *, on_gpu: bool) -> Room | None:
-        """What so many workers more of ``spec`` find free; None where the GPUs' driver does not tell."""
+        """What so many workers of ``spec`` find free; None where the GPUs' driver does not tell."""
         if not on_gpu:
             return await asyncio.to_thread(memory.machine)
         found = await asyncio.to_thread(memory.devices)

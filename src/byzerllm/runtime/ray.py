@@ -81,7 +81,15 @@ class Actor:
             asyncio.TimeoutError: it did not answer in time.
             ByzerError: what the method raised.
         """
-        return await asyncio.wait_for(self._answer(method, args), timeout)
+        # Not by wait_for, which before Python 3.12 forgets that it was cancelled when the answer comes at that moment.
+        answering = asyncio.ensure_future(self._answer(method, args))
+        try:
+            await asyncio.wait((answering,), timeout=timeout)
+            if not answering.done():
+                raise asyncio.TimeoutError(f"no answer to {method} within {timeout:g} s")
+            return answering.result()
+        finally:
+            answering.cancel()
 
     async def _answer(self, method: str, args: Sequence[Any]) -> Any:
         while True:

@@ -7,7 +7,7 @@ from importlib import import_module
 
 from byzerllm.errors import InvalidInput
 from byzerllm.wire.base import Translator, Wire
-from byzerllm.wire.engine import EngineWire
+from byzerllm.wire.engine import EngineWire, FetchingWire
 from byzerllm.wire.llama_cpp import LlamaCppWire
 from byzerllm.wire.media import MediaFormat
 from byzerllm.wire.openai import OpenAIWire
@@ -15,7 +15,7 @@ from byzerllm.wire.openai import OpenAIWire
 WIRES: dict[str, Wire] = {"openai": OpenAIWire()}
 
 # What the servers of engines speak; no vendor's table can name these.
-ENGINE_WIRES: dict[str, Wire] = {"engine": EngineWire(), "llama_cpp": LlamaCppWire()}
+ENGINE_WIRES: dict[str, Wire] = {wire.name: wire for wire in (EngineWire(), FetchingWire(), LlamaCppWire())}
 
 # Format -> module and class, imported when an instance needs it.
 TRANSLATORS: dict[str, tuple[str, str]] = {

@@ -9,25 +9,25 @@ import base64
 import math
 import re
 import struct
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from collections.abc import Generator, Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
 from byzerllm.errors import InvalidInput, UpstreamBroken, UpstreamError
 from byzerllm.wire.base import BAD_JSON, Adapter, Request, Step, Steps, Task
-from byzerllm.wire.engine import EngineWire
+from byzerllm.wire.engine import EngineWire, check_media
 
 S = TypeVar("S", bound=msgspec.Struct)
-_REMOTE = re.compile(r"\s*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _RENAMED = {"exceed_context_size_error": "context_length_exceeded"}
 _UNREAD = re.compile(r"(\w+) input is not supported")
+_MALFORMED = re.compile(r"Failed to parse (tools|messages): ")
+_NO_TOKEN = re.compile(r"_M_range_check: __n \(which is (\d+)\) >= this->size\(\) \(which is (\d+)\)")
 _encode = msgspec.json.encode
 
 
 class LlamaCppWire(EngineWire):
-    """Its chats pass through. llama.cpp would fetch the images that a chat names from any address, those of this
-    machine and its network included: only images inside the request are let through."""
+    """Its chats pass through."""
 
     name = "llama_cpp"
 
@@ -40,43 +40,26 @@ class LlamaCppWire(EngineWire):
             Task.DETOKENIZE: _detokenize,
         }
 
-    def body(self, request: Request, model: str, defaults: Mapping[str, msgspec.Raw]) -> bytes:
-        for field in ("messages", "input"):
-            raw = bytes(request.fields.get(field, b""))
-            if b"_url" in raw or b"\\u" in raw:  # a name may be escaped
-                _check_media(raw, field)
-        return super().body(request, model, defaults)
-
     def error(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
         error = super().error(status, headers, body)
         if error.vendor_type in _RENAMED:
             error.vendor_code, error.vendor_type = _RENAMED[error.vendor_type], "invalid_request_error"
-        elif unread := _UNREAD.search(error.message):
-            error.message = f"The instance reads no {unread[1]}: deploy it with mmproj=FILE, a projector that does."
+        elif _explained(error):
             error.status, error.vendor_code, error.vendor_type = 400, "invalid_request", "invalid_request_error"
         return error
 
 
-def _check_media(raw: bytes, param: str) -> None:
-    try:
-        messages = msgspec.json.decode(raw)
-    except BAD_JSON:
-        return  # llama.cpp says what is wrong with it
-    for message in messages if isinstance(messages, list) else ():
-        content = message.get("content") if isinstance(message, dict) else None
-        for part in content if isinstance(content, list) else ():
-            if isinstance(part, dict) and any(_REMOTE.match(text) for text in _addresses(part)):
-                raise InvalidInput(
-                    "Images are not fetched: put them into the request, as data:image/png;base64,...", param=param
-                )
-
-
-def _addresses(part: Mapping[str, Any]) -> Iterator[str]:
-    """The strings of a part of a message that are no text."""
-    for name, value in part.items():
-        inner = value.values() if isinstance(value, dict) else (value,)
-        if name != "text":
-            yield from (text for text in inner if isinstance(text, str))
+def _explained(error: UpstreamError) -> bool:
+    """Say what is wrong with the request where llama.cpp takes the blame for it (500); false where it is not that."""
+    if unread := _UNREAD.search(error.message):
+        error.message = f"The instance reads no {unread[1]}: deploy it with mmproj=FILE, a projector that does."
+    elif malformed := _MALFORMED.match(error.message):
+        error.param = malformed[1]
+    elif unknown := _NO_TOKEN.search(error.message):
+        error.message, error.param = f"There is no token {unknown[1]}: the model has {unknown[2]}.", "tokens"
+    else:
+        return False
+    return True
 
 
 # -- requests and answers, read --------------------------------------------------------------------------------------
@@ -125,7 +108,7 @@ _NEUTRAL = {"model", "user", "stream"}  # of no effect on these answers
 
 
 class _Detokenize(msgspec.Struct):
-    tokens: list[int]
+    tokens: list[Annotated[int, msgspec.Meta(ge=0)]]
 
 
 class _Usage(msgspec.Struct):
@@ -295,6 +278,7 @@ def _pairs(asked: _Score) -> list[tuple[str, list[str]]]:
 
 def _tokenize(request: Request, model: str, now: int) -> Steps:
     """vLLM's: of a text, or of a chat as the model reads it."""
+    check_media(request)  # llama.cpp would fetch a chat's images for its template too
     text = request.fields.get("prompt")
     chat = request.fields.get("messages")
     if (text is None) is (chat is None):

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import hmac
-import sys
 import time
-import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +18,7 @@ from byzerllm.engines.host.protocol import (
     Send,
     Whole,
     error_answer,
+    known,
     read,
     send_answer,
     until_gone,
@@ -28,7 +26,6 @@ from byzerllm.engines.host.protocol import (
 from byzerllm.errors import (
     AuthenticationFailed,
     ByzerError,
-    InternalError,
     InvalidInput,
     NotFound,
     Overloaded,
@@ -69,7 +66,11 @@ class Application:
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             raise ValueError(f"{scope['type']} is not served")
+        if scope["path"] == "/health":
+            await send_answer(self._health(), send)
+            return
         try:
+            self._check_token(dict(scope["headers"]))  # before the body, so that nobody else can fill the memory
             request = await read(scope, receive, self.clock())
         except ClientGone:
             return
@@ -81,18 +82,13 @@ class Application:
     async def _serve(self, request: HttpRequest, send: Send) -> None:
         try:
             await send_answer(await self._answer(request), send)
-        except ByzerError as error:
-            await send_answer(error_answer(error), send)
-        except asyncio.CancelledError:
-            raise
-        except Exception:  # noqa: BLE001  # the last resort: the client is told, the log has the cause
-            traceback.print_exc(file=sys.stdout)
-            await send_answer(error_answer(InternalError("The engine failed; its log has the cause.")), send)
+        except Exception as error:  # noqa: BLE001  # the last resort: the client is told, the log has the cause
+            await send_answer(error_answer(known(error)), send)
+
+    def _health(self) -> Answer:
+        return Whole({"status": "ok"}) if self.model is not None else Whole({"status": "loading"}, 503)
 
     async def _answer(self, request: HttpRequest) -> Answer:
-        if request.path == "/health":
-            return Whole({"status": "ok"}) if self.model is not None else Whole({"status": "loading"}, 503)
-        self._check_token(request)
         if request.path == "/v1/models":
             return Whole({"object": "list", "data": [self._model_object(request.at)]})
         handler = self._handler(request)
@@ -102,8 +98,8 @@ class Application:
             return Whole({"status": "ok"})
         return await handler(self.model, request, self.name)
 
-    def _check_token(self, request: HttpRequest) -> None:
-        given = request.headers.get(b"authorization", b"").removeprefix(b"Bearer ").strip()
+    def _check_token(self, headers: Mapping[bytes, bytes]) -> None:
+        given = headers.get(b"authorization", b"").removeprefix(b"Bearer ").strip()
         if not hmac.compare_digest(given, self.token.encode()):
             raise AuthenticationFailed("This engine is private.")
 

@@ -73,16 +73,19 @@ class Token(NamedTuple):
 
 
 class TextModel(Protocol):
-    """A model that generates text. ``context`` is its longest sequence in tokens, ``end_ids`` are what ends an answer;
-    ``defaults`` are the sampling values that its publisher recommends. ``tool_format`` names how it writes tool calls
-    (see ``tool_calls.py``), None if that is not known."""
+    """A model that generates text. ``context`` is its longest sequence in tokens, into which at most ``characters`` of
+    text go; its tokens are the numbers below ``vocabulary``, and ``end_ids`` are what ends an answer. ``defaults`` are
+    the sampling values that its publisher recommends. ``tool_format`` names how it writes tool calls (see
+    ``tool_calls.py``), None if that is not known."""
 
     context: int
+    characters: int
+    vocabulary: int
     end_ids: frozenset[int]
     defaults: Sampling
     tool_format: str | None
 
-    def encode(self, text: str, *, special: bool) -> list[int]:
+    async def encode(self, text: str, *, special: bool) -> list[int]:
         """The tokens of a text, with those that the model puts around every text if ``special``."""
         ...
 
@@ -148,14 +151,13 @@ class Transcript(NamedTuple):
 
 @dataclass(frozen=True)
 class Recording:
-    """A sound to write down; ``temperature`` 0 is greedy, ``words`` asks for times of single words."""
+    """A sound to write down; ``temperature`` 0 is greedy."""
 
     data: bytes
     language: str | None = None
     prompt: str | None = None
     temperature: float = 0.0
     timestamps: bool = False
-    words: bool = False
 
 
 class Transcriber(Protocol):

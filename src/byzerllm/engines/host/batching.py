@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from byzerllm.engines.host.block import EMPTY
 from byzerllm.engines.host.sampling import Sampler, choose_all
 from byzerllm.errors import Overloaded
 
@@ -47,7 +48,8 @@ class Batcher:
     def __init__(self, decoder: Decoder, slots: int, budget: int) -> None:
         self._decoder = decoder
         self._slots = slots
-        self._budget = budget
+        self._most = budget // max(decoder.token_bytes, 1)  # tokens in all rows together
+        self._block = EMPTY
         self._rows: list[Row] = []
         self._put_off: list[Row] = []  # they had to make room, and go on when there is some
 
@@ -57,10 +59,10 @@ class Batcher:
             while True:
                 self._admit(runner)
                 self._drop_cancelled()
-                self._make_room()
                 try:
-                    runner.publish(self._read_prompts())
-                    runner.publish(self._next_tokens())
+                    for step in (self._read_prompts, self._next_tokens):
+                        self._make_room()
+                        runner.publish(step())
                 except torch.OutOfMemoryError:
                     runner.publish(self._give_up())
 
@@ -70,8 +72,12 @@ class Batcher:
         )
         outcomes: list[tuple[Ticket, Outcome]] = [(row.ticket, error) for row in self._rows]
         self._rows.clear()
-        self._decoder.release()
+        self._release()
         return outcomes
+
+    def _release(self) -> None:
+        self._block = EMPTY
+        self._decoder.release()
 
     # Who takes part
 
@@ -89,14 +95,19 @@ class Batcher:
             self._rows.append(row)
 
     def _fits(self, rows: Sequence[Row]) -> bool:
-        return len(rows) <= 1 or self._decoder.bytes_for(len(rows), max(len(row.ids) for row in rows)) <= self._budget
+        return len(rows) <= 1 or len(rows) * longest(rows) <= self._most
 
     def _make_room(self) -> None:
-        """Put the newest rows off while what is there has no room to grow; their tokens are read again later."""
+        """Put the newest rows off while what is there has no room to grow, and make it for the others. The tokens of
+        those that are put off are read again later."""
         while not self._fits(self._rows):
             row = self._rows.pop()
             row.filled = 0
             self._put_off.insert(0, row)
+        block = self._block.grown(len(self._rows), longest(self._rows), self._most)
+        if block != self._block:
+            self._decoder.resize(*block)
+            self._block = block
 
     def _drop_cancelled(self) -> None:
         self._put_off = [row for row in self._put_off if not row.ticket.cancelled]
@@ -112,7 +123,7 @@ class Batcher:
             if last.filled:  # else it has no row in the cache yet
                 self._decoder.move(len(self._rows), index, last.filled)
         if not self._rows:
-            self._decoder.release()
+            self._release()
 
     # The steps
 
@@ -151,6 +162,10 @@ class Batcher:
         outcomes: list[tuple[Ticket, Outcome]] = []
         for i, token in zip(ready, chosen, strict=True):
             row = rows[i]
+            if isinstance(token, Exception):
+                outcomes.append((row.ticket, token))
+                self._remove(self._rows.index(row))
+                continue
             row.ids.append(token.id)
             row.made += 1
             outcomes.append((row.ticket, token))
@@ -158,3 +173,8 @@ class Batcher:
                 outcomes.append((row.ticket, None))
                 self._remove(self._rows.index(row))
         return outcomes
+
+
+def longest(rows: Sequence[Row]) -> int:
+    """The tokens of the longest row, 0 without any."""
+    return max((len(row.ids) for row in rows), default=0)

@@ -25,20 +25,22 @@ class CausalLM:
 
     def __init__(self, model: Any, tokenizer: Any, words: Words, folder: str, context: int, work: Any) -> None:
         self.context = context
+        self.vocabulary = vocabulary(model)
+        self.characters = context * words.longest
         self.end_ids = end_ids(tokenizer, model.generation_config)
         self.defaults = sampling_defaults(folder)
         self.tool_format = words.tool_format
         self.encode = words.encode
         self.decode = words.decode
         self._words = words
-        self._grammars = Grammars(tokenizer, vocabulary(model), self.end_ids)
+        self._grammars = Grammars(tokenizer, self.vocabulary, self.end_ids)
         self._runner = Runner(work)
         self._runner.start()
 
     async def chat_prompt(
         self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, options: Mapping[str, Any]
     ) -> Prompt:
-        return Prompt(self._words.chat(messages, tools, options))
+        return Prompt(await self._words.chat(messages, tools, options))
 
     async def generate(self, job: Job) -> AsyncGenerator[Token, None]:
         schema = job.sampling.schema
@@ -85,7 +87,7 @@ def worker_of(model: Any, slots: int, context: int, values: Mapping[str, Any]) -
     if problem:
         loading.say(f"{type(model).__name__} cannot be batched ({problem}): requests are answered one after the other")
         return Serial(model).work, context
-    budget = loading.cache_budget(model.device.type)
+    budget = loading.cache_budget(loading.devices_of(model), values)
     context = context_within(decoder.token_bytes, context, budget, values)
     return Batcher(decoder, slots, budget).work, context
 

@@ -14,6 +14,7 @@ from byzerllm.engines.host.fields import Fields
 from byzerllm.engines.host.generation import Piece, Wanted
 from byzerllm.engines.host.protocol import Answer, Events, HttpRequest, Whole
 from byzerllm.engines.host.tool_calls import Call, ToolReader
+from byzerllm.engines.host.words import OF_THE_REQUEST
 from byzerllm.errors import InvalidInput
 
 
@@ -81,12 +82,18 @@ async def _read(model: TextModel, request: HttpRequest) -> Chat:
     options = read_template_options(fields)
     messages = read_messages(fields)
     fields.refuse_rest()
+    generation.check_length(sum(map(_length, messages)), model, "messages")
     prompt = await model.chat_prompt(messages, tools or None, options)
+    if not prompt.ids:
+        raise fields.bad("messages", "make an empty prompt in the model's chat template")
     return Chat(wanted, prompt, bool(tools) and model.tool_format is not None)
 
 
 def read_template_options(fields: Fields) -> dict[str, Any]:
     options = dict(fields.object("chat_template_kwargs"))
+    for name in OF_THE_REQUEST:
+        if name in options:
+            raise fields.bad(f"chat_template_kwargs.{name}", f"is a field of the request itself: '{name}'")
     continued = fields.flag("continue_final_message")
     options["continue_final_message"] = continued
     options["add_generation_prompt"] = fields.flag("add_generation_prompt", not continued)
@@ -114,6 +121,13 @@ def read_messages(fields: Fields) -> list[dict[str, Any]]:
         if not isinstance(message.get("role"), str):
             raise InvalidInput(f"'messages[{number}].role' must be a string.", param="messages")
     return [_with_objects(message) for message in messages]
+
+
+def _length(message: dict[str, Any]) -> int:
+    """The characters of a message's texts."""
+    content = message.get("content")
+    texts = [part.get("text") for part in content if isinstance(part, dict)] if isinstance(content, list) else [content]
+    return sum(len(text) for text in texts if isinstance(text, str))
 
 
 def _with_objects(message: dict[str, Any]) -> dict[str, Any]:

@@ -31,8 +31,13 @@ async def answer(model: TextModel, request: HttpRequest, name: str) -> Answer:
     echo = fields.flag("echo")
     if echo and alternatives is not None:
         raise fields.bad("echo", "cannot be combined with 'logprobs'")
-    prompts = _read_prompts(fields, model)
+    prompts = await _read_prompts(fields, model)
     fields.refuse_rest()
+    if len(prompts) * wanted.count > generation.MAX_TOGETHER:
+        asked = (
+            f"{len(prompts)} with {wanted.count} answers each; at most {generation.MAX_TOGETHER} together are possible"
+        )
+        raise fields.bad("prompt", f"has {asked}")
     for prompt in prompts:
         wanted.job(prompt, model.context, 0)  # what is too long is refused before anything is sent
     head = generation.envelope("text_completion", "cmpl", name, request.at)
@@ -69,7 +74,7 @@ async def _stream(
         yield {**head, "choices": [], "usage": usage}
 
 
-def _read_prompts(fields: Fields, model: TextModel) -> list[Prompt]:
+async def _read_prompts(fields: Fields, model: TextModel) -> list[Prompt]:
     """``prompt`` is a text, a list of texts, a list of tokens, or a list of lists of tokens."""
     value = fields.raw("prompt")
     if isinstance(value, str) or (isinstance(value, list) and value and isinstance(value[0], int)):
@@ -80,7 +85,8 @@ def _read_prompts(fields: Fields, model: TextModel) -> list[Prompt]:
     prompts = []
     for one in value:
         if isinstance(one, str):
-            prompts.append(Prompt(model.encode(one, special=special)))
+            generation.check_length(len(one), model, "prompt")
+            prompts.append(Prompt(await model.encode(one, special=special)))
         elif isinstance(one, list) and all(isinstance(token, int) and token >= 0 for token in one):
             model.decode(one)  # refuses numbers that are no tokens
             prompts.append(Prompt(one))

@@ -14,7 +14,15 @@ PROBE_TOLERANCE = 0.05  # of the largest logit: far above rounding, far below wh
 
 
 class Decoder(Protocol):
-    """What the batching needs of a model. Rows are sequences, each with its keys and values from the left."""
+    """What the batching needs of a model. Rows are sequences, each with its keys and values from the left;
+    ``token_bytes`` is what those of one token take, 0 before the first ``read``."""
+
+    @property
+    def token_bytes(self) -> int: ...
+
+    def resize(self, rows: int, capacity: int) -> None:
+        """Have places for so many rows of so many tokens; what is in them stays."""
+        ...
 
     def read(self, first: int, starts: list[int], ids: list[list[int]], taken: list[int]) -> Any:
         """Read ``ids`` into the rows from ``first`` on, each from its place in ``starts``; all lists are as long, and
@@ -27,11 +35,7 @@ class Decoder(Protocol):
         ...
 
     def release(self) -> None:
-        """No row is in use any more."""
-        ...
-
-    def bytes_for(self, rows: int, length: int) -> int:
-        """What so many rows of such a length will take; 0 before the first ``read``."""
+        """No row is in use any more: there is no place for any until the next ``resize``."""
         ...
 
 
@@ -48,9 +52,8 @@ class LocalDecoder:
         self._cache = RowCache(self._config.num_hidden_layers)
         self.token_bytes = 0
 
-    def bytes_for(self, rows: int, length: int) -> int:
-        count, capacity = self._cache.size_for(rows, length)
-        return count * capacity * self.token_bytes
+    def resize(self, rows: int, capacity: int) -> None:
+        self._cache.resize(rows, capacity)
 
     def move(self, source: int, target: int, length: int) -> None:
         self._cache.move(source, target, length)
@@ -62,7 +65,6 @@ class LocalDecoder:
         # No token looks at the padding behind a row's last one, and the row's next tokens take its place.
         width = len(ids[0])
         device = self._device
-        self._cache.reserve(first + len(ids), max(starts) + width)
         self._cache.step = step = Step(first, starts, width, device)
         kept = sorted({n - 1 for n in taken})
         more = {"logits_to_keep": torch.tensor(kept, device=device)} if self._keeps else {}
@@ -82,20 +84,38 @@ class LocalDecoder:
         """The logits after a sequence that is read by itself, without a cache."""
         return self._model(input_ids=torch.tensor([ids], device=self._device)).logits[0, -1]
 
-    def kinds(self) -> frozenset[str]:
-        """The kinds of attention that its layers have."""
-        return layer_kinds(self._config)
+    def obstacle(self) -> str | None:
+        """What about the model forbids that it is called so, or None."""
+        others = layer_kinds(self._config) - {FULL, SLIDING, CHUNKED}
+        if others:
+            return f"its layers are of the kinds {', '.join(sorted(others))}"
+        return shared_scale(self._config, self._context)
+
+
+def shared_scale(config: Any, context: int) -> str | None:
+    """Whether one long sequence in a batch changes how the positions of all the others are turned, as a sentence.
+    Some scale them by the longest sequence of a call, once that is beyond the length they were first trained with."""
+    found = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    for rope in [found, *(part for part in found.values() if isinstance(part, dict))]:  # all layers', or by their kinds
+        kind = rope.get("rope_type") or rope.get("type") or ""
+        if kind != "longrope" and "dynamic" not in kind:
+            continue
+        first = rope.get("original_max_position_embeddings") or config.max_position_embeddings
+        if context > first:
+            return f"beyond {first} tokens its positions are scaled by the longest sequence ({kind})"
+    return None
 
 
 def probe(decoder: Any) -> str | None:
     """Read two sequences in one batch and compare with each read alone. Returns what is wrong, or None. It also warms
     the model up."""
-    kinds = decoder.kinds()
-    if not kinds <= {FULL, SLIDING, CHUNKED}:
-        return f"its layers are of the kinds {', '.join(sorted(kinds))}"
+    obstacle: str | None = decoder.obstacle()
+    if obstacle:
+        return obstacle
     with torch.inference_mode():
         longest = max(map(len, PROBE))
         padded = [[*ids, *[0] * (longest - len(ids))] for ids in PROBE]
+        decoder.resize(len(PROBE), longest + 1)
         first = decoder.read(0, [0, 0], padded, [len(ids) for ids in PROBE])
         then = decoder.read(0, [len(ids) for ids in PROBE], [[2], [2]], [1, 1])
         decoder.release()

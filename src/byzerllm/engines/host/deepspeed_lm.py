@@ -14,8 +14,8 @@ from byzerllm.engines.host.batching import Batcher
 from byzerllm.engines.host.causal_lm import CausalLM, context_of, context_within, problem_of, vocabulary, worker_of
 from byzerllm.engines.host.decoder import LocalDecoder
 from byzerllm.engines.host.words import Words, read_template
+from byzerllm.engines.hosting import OPTIONS_VARIABLE, host_command
 
-VARIABLE = "BYZERLLM_ENGINE"
 MODULE = "byzerllm.engines.host.deepspeed_lm"
 
 
@@ -31,7 +31,7 @@ def load(path: str, values: Mapping[str, Any], slots: int) -> CausalLM:
     meeting = ""
     if count > 1:
         handed = json.dumps({"model_path": path, "values": dict(values)})
-        meeting = ranks.start_others(count, own_command(), handed, VARIABLE)
+        meeting = ranks.start_others(count, host_command(sys.executable, MODULE), {OPTIONS_VARIABLE: handed})
         loading.phase(f"waiting for {count} ranks")
         ranks.join(0, count, meeting, device)
     model = divided(path, values, device)
@@ -47,7 +47,7 @@ def load(path: str, values: Mapping[str, Any], slots: int) -> CausalLM:
     problem = problem_of(leader)
     if problem:
         loading.fail(f"{path} cannot be divided among ranks here: {problem}. Use --infer_backend vllm.")
-    budget = loading.cache_budget(device)
+    budget = count * loading.cache_budget(loading.devices_of(model), values)  # it is one rank's
     context = context_within(leader.token_bytes, context, budget, values)
     return CausalLM(model, tokenizer, words, path, context, Batcher(leader, slots, budget).work)
 
@@ -91,22 +91,11 @@ def check_heads(config: Any, count: int) -> None:
         loading.fail(f"backend.tp_size={count} does not divide the model's {heads} key/value heads.")
 
 
-def own_command() -> list[str]:
-    """How a rank is started: as this process was, but with this module."""
-    import byzerllm
-
-    root = os.path.dirname(os.path.dirname(os.path.abspath(byzerllm.__file__)))
-    run = (
-        "import runpy, sys; sys.path.append(sys.argv.pop(1)); runpy.run_module(sys.argv.pop(1), None, '__main__', True)"
-    )
-    return [sys.executable, "-c", run, root, MODULE]
-
-
 def main() -> None:
     """A rank that follows."""
     from byzerllm.engines.host import ranks
 
-    given = json.loads(os.environ.pop(VARIABLE))
+    given = json.loads(os.environ.pop(OPTIONS_VARIABLE))
     rank, count, meeting = os.environ.pop(ranks.RANK_VARIABLE).split(" ", 2)
     ranks.end_with_leader()
     device = loading.device_of(given["values"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,9 +17,11 @@ class SentenceEmbedder:
     """An ``Embedder``; ``encode``, ``decode`` and ``context`` are those of a ``TextModel``."""
 
     def __init__(self, model: Any, folder: str) -> None:
-        words = Words(model.tokenizer, len(model.tokenizer), folder, None)
-        self.context: int = model.max_seq_length or model.tokenizer.model_max_length
+        # A tokenizer can be used in one thread at a time, and the model uses its own in the model's thread.
+        words = Words(copy.deepcopy(model.tokenizer), len(model.tokenizer), folder, None)
         self.encode, self.decode = words.encode, words.decode
+        self._words = Words(model.tokenizer, len(model.tokenizer), folder, None)
+        self.context: int = model.max_seq_length or model.tokenizer.model_max_length
         self._model = model
         self._size: int = model.get_embedding_dimension()
         self._thread = OneThread()
@@ -28,10 +31,16 @@ class SentenceEmbedder:
             raise InvalidInput(
                 f"'dimensions' is {dimensions}; the model's vectors have {self._size}.", param="dimensions"
             )
-        plain = [text if isinstance(text, str) else self.decode(text) for text in texts]
-        tokens = check_lengths([len(self.encode(text, special=True)) for text in plain], self.context, "input")
+        read = await self._thread.run_batches(self._read, texts)
+        tokens = check_lengths([length for _, length in read], self.context, "input")
+        plain = [text for text, _ in read]
         rows = await self._thread.run_batches(self._vectors, plain)
         return Vectors(rows if dimensions is None else [_shortened(row, dimensions) for row in rows], tokens)
+
+    def _read(self, texts: Sequence[str | list[int]]) -> list[tuple[str, int]]:
+        """Each as text, and its tokens' number."""
+        plain = [text if isinstance(text, str) else self._words.decode(text) for text in texts]
+        return [(text, len(self._words.ids(text, True))) for text in plain]
 
     def _vectors(self, texts: Sequence[str]) -> list[list[float]]:
         rows: list[list[float]] = self._model.encode(list(texts), show_progress_bar=False).tolist()

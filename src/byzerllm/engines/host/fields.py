@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
+import sys
 from collections.abc import Iterable
 from typing import Any
 
 from byzerllm.errors import InvalidInput
+
+LONGEST_NUMBER = 20  # characters of a number in a message
 
 
 class Fields:
@@ -70,7 +72,7 @@ class Fields:
         value = self.raw(name)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
             raise self.bad(name, "must be a number")
         self._check_range(name, value, low, high)
         return float(value)
@@ -78,7 +80,7 @@ class Fields:
     def _check_range(self, name: str, value: float, low: float, high: float | None) -> None:
         if value < low or (high is not None and value > high):
             limits = f"at least {low:g}" if high is None else f"between {low:g} and {high:g}"
-            raise self.bad(name, f"is {value:g} and must be {limits}")
+            raise self.bad(name, f"is {shown(value)} and must be {limits}")
 
     def choice(self, name: str, words: Iterable[str], default: str) -> str:
         value = self.text(name)
@@ -138,3 +140,9 @@ class Fields:
     def bad(self, name: str, what: str) -> InvalidInput:
         """The error for a field: ``'temperature' must be a number.``"""
         return InvalidInput(f"'{self._where}{name}' {what}.", param=self._where + name)
+
+
+def shown(value: float) -> str:
+    """A number for a message: of a whole one that has no end only the beginning."""
+    text = str(value) if isinstance(value, int) else f"{value:g}"
+    return text if len(text) <= LONGEST_NUMBER else f"{text[:LONGEST_NUMBER]}..."

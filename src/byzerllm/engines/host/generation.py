@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import secrets
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from byzerllm.engines.host.backend import Job, Prompt, Sampling, TextModel, Token, room
-from byzerllm.engines.host.fields import Fields
+from byzerllm.engines.host.fields import Fields, shown
 from byzerllm.engines.host.text import TextStream
-from byzerllm.errors import InvalidInput
+from byzerllm.errors import ContextExceeded, InvalidInput
 
 MAX_ANSWERS = 128
 MAX_ALTERNATIVES = 20
 MAX_STOPS = 16
+MAX_TOGETHER = 1024  # answers to all the prompts of one request
+_TOKEN = re.compile("[0-9]{1,10}")  # a number, as the name of a field
 # They say who asks or how the answer is billed; what it says does not depend on them.
 WITHOUT_EFFECT = ("model", "user", "metadata", "safety_identifier", "prompt_cache_key", "service_tier")
 
@@ -75,13 +78,15 @@ def read_wanted(fields: Fields, model: TextModel, *, alternatives: int | None, m
     if len(stops) > MAX_STOPS:
         raise fields.bad("stop", f"has {len(stops)} strings; at most {MAX_STOPS} are possible")
     ends = frozenset() if fields.flag("ignore_eos") else model.end_ids
+    more_ends = fields.wholes("stop_token_ids")
+    _check_tokens(fields, "stop_token_ids", more_ends, model)
     return Wanted(
-        sampling=_read_sampling(fields, model.defaults, alternatives),
+        sampling=_read_sampling(fields, model, alternatives),
         max_tokens=max_tokens,
         min_tokens=fields.whole("min_tokens", 0) or 0,
         stops=stops,
         keep_stop=fields.flag("include_stop_str_in_output"),
-        end_ids=ends | frozenset(fields.wholes("stop_token_ids")),
+        end_ids=ends | frozenset(more_ends),
         show_special=not fields.flag("skip_special_tokens", True),
         count=fields.whole("n", 1, MAX_ANSWERS) or 1,
         stream=stream,
@@ -89,7 +94,29 @@ def read_wanted(fields: Fields, model: TextModel, *, alternatives: int | None, m
     )
 
 
-def _read_sampling(fields: Fields, defaults: Sampling, alternatives: int | None) -> Sampling:
+def check_length(text: int, model: TextModel, name: str) -> None:
+    """Refuse ``text`` characters that no tokens could hold, before it takes seconds to find that out.
+
+    Raises:
+        ContextExceeded: with the numbers.
+    """
+    if text > model.characters:
+        raise ContextExceeded(
+            f"The prompt is {text} characters long; the model reads at most {model.context} tokens, and they hold "
+            f"{model.characters} characters at most.",
+            param=name,
+        )
+
+
+def _check_tokens(fields: Fields, name: str, tokens: Iterable[int], model: TextModel) -> None:
+    wrong = next((token for token in tokens if not 0 <= token < model.vocabulary), None)
+    if wrong is not None:
+        raise fields.bad(name, f"has {shown(wrong)}, but the model's tokens are 0 to {model.vocabulary - 1}")
+
+
+def _read_sampling(fields: Fields, model: TextModel, alternatives: int | None) -> Sampling:
+    defaults = model.defaults
+
     def given(value: float | None, default: float) -> float:
         return default if value is None else value
 
@@ -102,18 +129,20 @@ def _read_sampling(fields: Fields, defaults: Sampling, alternatives: int | None)
         repetition_penalty=given(fields.number("repetition_penalty", 0.01, 10), defaults.repetition_penalty),
         presence_penalty=given(fields.number("presence_penalty", -2, 2), 0.0),
         frequency_penalty=given(fields.number("frequency_penalty", -2, 2), 0.0),
-        logit_bias=_read_bias(fields),
+        logit_bias=_read_bias(fields, model),
         seed=fields.whole("seed", -(2**63), 2**63 - 1),
         alternatives=alternatives,
     )
 
 
-def _read_bias(fields: Fields) -> dict[int, float]:
+def _read_bias(fields: Fields, model: TextModel) -> dict[int, float]:
     bias: dict[int, float] = {}
     for token, value in fields.object("logit_bias").items():
-        if not token.isdigit() or isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > 100:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not _TOKEN.fullmatch(token) or not number or not -100 <= value <= 100:
             raise fields.bad("logit_bias", "must map token numbers to values between -100 and 100")
         bias[int(token)] = float(value)
+    _check_tokens(fields, "logit_bias", bias, model)
     return bias
 
 
@@ -186,7 +215,8 @@ def read_schema(fields: Fields) -> str | None:
     """``response_format``: the JSON schema that the answer has to keep, as text; ``{}`` stands for any object.
 
     Raises:
-        InvalidInput: it is none of text, json_object and json_schema.
+        InvalidInput: it is none of text, json_object and json_schema, or comes with what forbids the end of an answer,
+            which is all that a schema allows after the last bracket.
     """
     format_ = Fields(fields.object("response_format"), "response_format.")
     kind = format_.choice("type", ("text", "json_object", "json_schema"), "text")
@@ -194,6 +224,8 @@ def read_schema(fields: Fields) -> str | None:
     format_.refuse_rest()
     if kind == "text":
         return None
+    if fields.flag("ignore_eos") or fields.whole("min_tokens", 0):
+        raise fields.bad("response_format", "cannot be combined with 'ignore_eos' or 'min_tokens'")
     if kind == "json_object":
         return json.dumps({"type": "object"})
     if not isinstance(schema.get("schema"), dict):

@@ -23,7 +23,13 @@ class Constraint:
         return torch.nn.functional.pad(flags, (0, max(0, size - len(flags))))[:size]
 
     def take(self, token: int) -> None:
-        self._matcher.consume_token(token)
+        """Go on behind a token.
+
+        Raises:
+            ValueError: it is not allowed here: the answer would break its schema from now on.
+        """
+        if not self._matcher.consume_token(token):
+            raise ValueError(f"token {token} breaks the schema: {self._matcher.get_error()}")
 
 
 class Grammars:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
-GROWTH = 256  # tokens
 
 
 class RowLayer(CacheLayerMixin):  # type: ignore[misc]  # torch's classes have no types here
@@ -48,13 +47,17 @@ class RowLayer(CacheLayerMixin):  # type: ignore[misc]  # torch's classes have n
         part = step.slice
         return self.keys[part, :, : step.width], self.values[part, :, : step.width]
 
-    def resize(self, rows: int, capacity: int) -> None:
-        if not self.is_initialized:
-            return
-        old_keys, old_values = self.keys, self.values
-        self.keys, self.values = self._zeros(old_keys), self._zeros(old_values)
-        self.keys[:rows, :, :capacity] = old_keys[:rows, :, :capacity]
-        self.values[:rows, :, :capacity] = old_values[:rows, :, :capacity]
+    def resize(self) -> None:
+        """Take the block's new size; what has a place in it is kept."""
+        if self.is_initialized:
+            self.keys = self._resized(self.keys)
+            self.values = self._resized(self.values)
+
+    def _resized(self, old: Any) -> Any:
+        new = self._zeros(old)
+        rows, capacity = min(len(old), self.block.rows), min(old.shape[2], self.block.capacity)
+        new[:rows, :, :capacity] = old[:rows, :, :capacity]
+        return new
 
     def move(self, source: int, target: int, length: int) -> None:
         if self.is_initialized:
@@ -110,34 +113,19 @@ class Step:
 
 
 class RowCache(Cache):  # type: ignore[misc]
-    """Rows of keys and values for every layer; it grows with its longest row and its number of rows."""
+    """Rows of keys and values for every layer. ``resize`` gives it its size, before its first use and after."""
 
     step: Step
 
     def __init__(self, layers: int) -> None:
-        self.rows = 1
-        self.capacity = GROWTH
+        self.rows = self.capacity = 0
         super().__init__(layers=[RowLayer(self) for _ in range(layers)])
 
-    def reserve(self, rows: int, length: int) -> None:
-        """Make room for so many rows of so many tokens."""
-        wanted_rows, wanted = self.size_for(rows, length)
-        if (wanted_rows, wanted) == (self.rows, self.capacity):
-            return
-        kept_rows, kept = self.rows, self.capacity
-        self.rows, self.capacity = wanted_rows, wanted
+    def resize(self, rows: int, capacity: int) -> None:
+        """Have so many rows of so many tokens from now on; what is beyond them is lost."""
+        self.rows, self.capacity = rows, capacity
         for layer in self.layers:
-            layer.resize(kept_rows, kept)
-
-    def size_for(self, rows: int, length: int) -> tuple[int, int]:
-        """Rows and capacity after ``reserve``. Rows double and the length grows by half at least: copies are rare."""
-        capacity = self.capacity
-        if length > capacity:
-            capacity = max(-(-length // GROWTH) * GROWTH, -(-capacity * 3 // 2 // GROWTH) * GROWTH)
-        wanted = self.rows
-        while wanted < rows:
-            wanted *= 2
-        return wanted, capacity
+            layer.resize()
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy a row over another one."""
@@ -151,7 +139,7 @@ class RowCache(Cache):  # type: ignore[misc]
 
     def release(self) -> None:
         """Give the memory back when no row is in use."""
-        self.rows, self.capacity = 1, GROWTH
+        self.rows = self.capacity = 0
         for layer in self.layers:
             layer.keys = layer.values = None
             layer.is_initialized = False

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from byzerllm.engines import cpus, gguf
+from byzerllm.engines.hosting import OPTIONS_VARIABLE
 from byzerllm.errors import InvalidInput
 
-OPTIONS_VARIABLE = "BYZERLLM_ENGINE"
 POOLING_MEAN = 1
 DEFAULT_BATCH = 2048
 MAX_DEVICES = 128
@@ -70,7 +70,7 @@ def _serve(model: str, values: dict[str, Any], given: dict[str, Any]) -> Any:
     try:
         import xllamacpp
     except ImportError as error:
-        _fail(f"xllamacpp cannot be imported: {error}. Run: pip install 'byzerllm[llama-cpp]'")
+        _fail(f"xllamacpp cannot be imported: {error}. Run: byzerllm engine install llama_cpp")
     if values.pop("gpus") and values["n_gpu_layers"] and not _has_gpu(xllamacpp):
         _fail(
             "n_gpu_layers needs an xllamacpp that was built for this machine's GPU; this one knows none. Install such a"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -168,13 +168,31 @@ def _with_adapter(model: Any, adapter: str) -> Any:
     return PeftModel.from_pretrained(model, adapter).merge_and_unload()
 
 
-def cache_budget(device: str) -> int:
-    """Bytes that keys and values may take, counted when the weights are loaded."""
+def cache_budget(devices: Iterable[Any], values: Mapping[str, Any]) -> int:
+    """Bytes that keys and values may take on the devices that hold the weights, counted when those are loaded. Of what
+    other workers have a share in, it is this one's share (see ``main.py``)."""
+    gpus = [device for device in devices if device.type == "cuda"]
+    if not gpus:
+        return int(_free_memory() * CPU_SHARE / values["sharers"])
     import torch
 
-    if device == "cuda":
-        return int(torch.cuda.mem_get_info()[0] * GPU_SHARE)
-    return int(_free_memory() * CPU_SHARE)
+    def room(gpu: Any) -> int:
+        free, total = torch.cuda.mem_get_info(gpu)
+        return gpu_room(free, total, torch.cuda.memory_allocated(gpu), values["gpus"])
+
+    # Each holds the keys and values of its layers, about as many as the others: the fullest says how much is possible.
+    return len(gpus) * min(map(room, gpus))
+
+
+def gpu_room(free: int, total: int, own: int, share: float) -> int:
+    """Bytes that keys and values may take on a GPU of which this worker, which holds ``own`` already, has ``share``."""
+    room = free * GPU_SHARE
+    return int(max(0, room if share >= 1 else min(room, total * GPU_SHARE * share - own)))
+
+
+def devices_of(model: Any) -> frozenset[Any]:
+    """The devices that hold a model's weights."""
+    return frozenset(parameter.device for parameter in model.parameters())
 
 
 def _free_memory() -> int:

@@ -19,8 +19,8 @@ from typing import Any, NoReturn
 
 from byzerllm.engines import cpus
 from byzerllm.engines.host.loading import fail, phase, say
+from byzerllm.engines.hosting import OPTIONS_VARIABLE
 
-OPTIONS_VARIABLE = "BYZERLLM_ENGINE"
 KEEP_ALIVE = 3600  # seconds: the gateway keeps its connections
 
 # What the libraries raise for a folder or a value that is not as it must be: the message says it all.
@@ -84,10 +84,11 @@ def _load(application: Any, given: dict[str, Any]) -> None:
     """Load the model into the application, or end the process."""
     try:
         _set_threads(given)
-        if not given["on_gpu"] and "device" not in given["values"]:
+        if not given["gpus"] and "device" not in given["values"]:
             given["values"]["device"] = "cpu"
+        share = {"sharers": given["sharers"], "gpus": given["gpus"]}  # what the worker has of the machine
         loader = import_module(LOADERS[given["task"]])
-        application.model = loader.load(given["model_path"], given["values"], given["slots"])
+        application.model = loader.load(given["model_path"], given["values"] | share, given["slots"])
     except BaseException as error:  # noqa: BLE001  # whatever it is, there is nothing to serve
         if not isinstance(error, EXPECTED):
             traceback.print_exc(file=sys.stdout)

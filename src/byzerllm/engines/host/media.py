@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import asyncio
 import base64
 import io
 import re
@@ -35,13 +36,12 @@ async def transcriptions(model: Transcriber, request: HttpRequest, _name: str) -
         InvalidInput: it asks for what there is not, or the file cannot be read.
     """
     form = read_form(request.headers.get(b"content-type", b""), request.body)
-    lists = {"timestamp_granularities[]", "timestamp_granularities"}
-    fields = Fields({name: found if name in lists else _plain(found[-1]) for name, found in form.texts.items()})
+    fields = Fields({name: _value(name, found) for name, found in form.texts.items()})
     fields.ignore("model", "user")
     format_ = fields.choice("response_format", TRANSCRIPT_FORMATS, "json")
     granularities = [*fields.strings("timestamp_granularities[]"), *fields.strings("timestamp_granularities")]
     fields.only("stream", "false", False)
-    language, prompt = fields.raw("language"), fields.raw("prompt")
+    language, prompt = fields.text("language"), fields.text("prompt")
     temperature = fields.number("temperature", 0, 1) or 0.0
     fields.refuse_rest()
     if not form.files.get("file"):
@@ -53,12 +53,16 @@ async def transcriptions(model: Transcriber, request: HttpRequest, _name: str) -
     return _transcript(await model.transcribe(recording), format_)
 
 
-def _plain(text: str) -> Any:
-    """Numbers come as text in a form."""
+def _value(name: str, texts: list[str]) -> Any:
+    """What a form has under a name, where a number is text too."""
+    if name.startswith("timestamp_granularities"):
+        return texts
+    if name != "temperature":
+        return texts[-1]
     try:
-        return float(text)
+        return float(texts[-1])
     except ValueError:
-        return text
+        return texts[-1]  # which is then refused
 
 
 def _transcript(found: Transcript, format_: str) -> Answer:
@@ -100,7 +104,7 @@ async def speech(model: Speaker, request: HttpRequest, _name: str) -> Answer:
     fields.only("stream_format", "audio")
     fields.refuse_rest()
     sound = await model.speak(text, voice, speed)
-    return Whole(_encoded(sound, format_), content_type=SOUND_TYPES[format_])
+    return Whole(await asyncio.to_thread(_encoded, sound, format_), content_type=SOUND_TYPES[format_])
 
 
 def _encoded(sound: Sound, format_: str) -> bytes:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
+import traceback
 from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-from byzerllm.errors import ByzerError, InvalidInput, TooLarge
+from byzerllm.errors import ByzerError, InternalError, InvalidInput, TooLarge
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -43,12 +45,19 @@ class HttpRequest:
             InvalidInput: it is none.
         """
         try:
-            value = json.loads(self.body)
+            text = self.body.decode()
+            value = json.loads(text, parse_constant=_no_number)
+            if "\\u" in text:  # an escape may be half a character, which cannot be written anywhere again
+                json.dumps(value, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:
             raise InvalidInput(f"The request body is no JSON: {error}.") from None
         if not isinstance(value, dict):
             raise InvalidInput("The request body must be a JSON object.")
         return value
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no number")
 
 
 @dataclass(frozen=True)
@@ -73,6 +82,15 @@ Answer = Whole | Events
 
 def encode(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode("utf-8", "replace")
+
+
+def known(error: Exception) -> ByzerError:
+    """What the client is told of an error; the log has the cause of one that nobody has foreseen."""
+    if isinstance(error, ByzerError):
+        return error
+    traceback.print_exception(error, file=sys.stdout)
+    sys.stdout.flush()
+    return InternalError("The engine failed; its log has the cause.")
 
 
 def error_body(error: ByzerError) -> dict[str, Any]:
@@ -132,6 +150,7 @@ async def _gone(receive: Receive) -> None:
 
 
 async def send_answer(answer: Answer, send: Send) -> None:
+    """Send an answer to its end. Nothing was sent if it raises."""
     if isinstance(answer, Whole):
         await _send_whole(answer, send)
         return
@@ -145,12 +164,12 @@ async def send_answer(answer: Answer, send: Send) -> None:
 
 
 async def _send_events(first: dict[str, Any], rest: AsyncGenerator[dict[str, Any], None], send: Send) -> None:
-    await _send_event(first, send)
     try:
+        await _send_event(first, send)
         async for event in rest:
             await _send_event(event, send)
-    except ByzerError as error:  # the status has gone out: the client reads it in the stream
-        await _send_event(error_body(error), send)
+    except Exception as error:  # noqa: BLE001  # of any kind: the status has gone out, the client reads it in the stream
+        await _send_event(error_body(known(error)), send)
 
 
 async def _send_event(event: dict[str, Any], send: Send) -> None:

@@ -13,6 +13,8 @@ import subprocess
 import sys
 import tempfile
 import threading
+import traceback
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ from byzerllm.engines.host.loading import fail
 
 RANK_VARIABLE = "BYZERLLM_RANK"  # its number, how many there are, and the file by which they find each other
 CPU = torch.device("cpu")  # calls are told beside the GPUs' own traffic
+LOOPBACK = "lo"
 
 
 class Leader:
@@ -48,16 +51,19 @@ class Leader:
     def release(self) -> None:
         self._all("release")
 
-    def bytes_for(self, rows: int, length: int) -> int:
-        size: int = self._decoder.bytes_for(rows, length) * dist.get_world_size()
-        return size
+    def resize(self, rows: int, capacity: int) -> None:
+        self._all("resize", rows, capacity)
 
-    def kinds(self) -> Any:
-        return self._decoder.kinds()
+    def obstacle(self) -> Any:
+        return self._decoder.obstacle()
 
     def _all(self, name: str, *args: Any) -> Any:
         dist.broadcast_object_list([name, args], src=0, device=CPU)
-        return getattr(self._decoder, name)(*args)
+        try:
+            return getattr(self._decoder, name)(*args)
+        except Exception as error:  # noqa: BLE001  # of any kind: the other ranks are in that call, or wait in it for ever
+            traceback.print_exc(file=sys.stdout)
+            fail(f"rank 0 of the model failed: {type(error).__name__}: {error}")
 
 
 def follow(decoder: Any) -> None:
@@ -69,12 +75,12 @@ def follow(decoder: Any) -> None:
             getattr(decoder, call[0])(*call[1])
 
 
-def start_others(count: int, command: list[str], handed: str, variable: str) -> str:
-    """Start ranks 1 to ``count`` - 1, which end with this process as it ends with them. Returns the path of the file by
-    which all find each other."""
+def start_others(count: int, command: Sequence[str], told: Mapping[str, str]) -> str:
+    """Start ranks 1 to ``count`` - 1 with the variables ``told``; they end with this process as it ends with them.
+    Returns the path of the file by which all find each other."""
     meeting = os.path.join(tempfile.mkdtemp(prefix="byzerllm-ranks-"), "meeting")
     for rank in range(1, count):
-        environ = {**os.environ, variable: handed, RANK_VARIABLE: f"{rank} {count} {meeting}"}
+        environ = {**os.environ, **told, RANK_VARIABLE: f"{rank} {count} {meeting}"}
         # Its input is a pipe that closes when this process ends, however that happens.
         process = subprocess.Popen(command, env=environ, stdin=subprocess.PIPE)
         threading.Thread(target=_watch, args=(process, rank), daemon=True).start()
@@ -99,6 +105,8 @@ def end_with_leader() -> None:
 def join(rank: int, count: int, meeting: str, device: str) -> None:
     """Wait until all ranks are there."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+    # By themselves they would listen where the host's name leads to, and they trust whoever connects.
+    os.environ |= {"GLOO_SOCKET_IFNAME": LOOPBACK, "NCCL_SOCKET_IFNAME": LOOPBACK}
     backend = "cuda:nccl,cpu:gloo" if device == "cuda" else "gloo"
     if device == "cuda":
         torch.cuda.set_device(rank)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,16 +16,20 @@ class PairScorer:
     """A ``Reranker``; ``encode``, ``decode`` and ``context`` are those of a ``TextModel``."""
 
     def __init__(self, model: Any, folder: str) -> None:
-        words = Words(model.tokenizer, len(model.tokenizer), folder, None)
+        # A tokenizer can be used in one thread at a time, and the model uses its own in the model's thread.
+        words = Words(copy.deepcopy(model.tokenizer), len(model.tokenizer), folder, None)
         self.context: int = model.max_seq_length or model.tokenizer.model_max_length
         self.encode, self.decode = words.encode, words.decode
         self._model = model
         self._thread = OneThread()
 
     async def score(self, pairs: list[tuple[str, str]]) -> Scores:
-        read = self._model.tokenizer([one for one, _ in pairs], [other for _, other in pairs])["input_ids"]
-        tokens = check_lengths([len(ids) for ids in read], self.context, "documents")
+        tokens = check_lengths(await self._thread.run_batches(self._lengths, pairs), self.context, "documents")
         return Scores(await self._thread.run_batches(self._scores, pairs), tokens)
+
+    def _lengths(self, pairs: Sequence[tuple[str, str]]) -> list[int]:
+        read = self._model.tokenizer([one for one, _ in pairs], [other for _, other in pairs])["input_ids"]
+        return [len(ids) for ids in read]
 
     def _scores(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
         values: list[float] = self._model.predict(list(pairs), show_progress_bar=False).tolist()

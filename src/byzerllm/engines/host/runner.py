@@ -12,9 +12,8 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 from typing import Any
 
 from byzerllm.engines.host.backend import Job, Token
-from byzerllm.errors import ByzerError
 
-Outcome = Token | ByzerError | None  # None: the answer is whole
+Outcome = Token | Exception | None  # None: the answer is whole
 
 
 class Ticket:
@@ -60,7 +59,7 @@ class Runner:
             self._changed.notify()
         try:
             while (outcome := await ticket.outcomes.get()) is not None:
-                if isinstance(outcome, ByzerError):
+                if isinstance(outcome, Exception):
                     raise outcome
                 yield outcome
         finally:

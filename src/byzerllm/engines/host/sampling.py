@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 FIRST_CANDIDATES = 1024  # of a distribution that is cut by its mass: nearly always enough, and quicker than a sort
 LEAST_LOGPROB = -9999.0  # JSON has no infinity
+SHARED_FAILURES = (torch.OutOfMemoryError, torch.AcceleratorError)  # failures that are not of one request
 
 
 class Sampler:
@@ -116,9 +117,20 @@ def with_logprobs(token: int, logits: Any, alternatives: int) -> Token:
     return Token(token, float(logprobs[token]), top)
 
 
-def choose_all(samplers: Sequence[Sampler], logits: Any) -> list[Token]:
-    """The next token of each of a batch: ``logits`` is ``[batch, vocabulary]``."""
+def choose_all(samplers: Sequence[Sampler], logits: Any) -> list[Token | Exception]:
+    """The next token of each of a batch: ``logits`` is ``[batch, vocabulary]``. Of one whose choice fails it is what it
+    failed with, so that the others go on."""
     likeliest = logits.argmax(-1).tolist() if any(sampler.plain for sampler in samplers) else []
     return [
-        Token(likeliest[row]) if sampler.plain else sampler.choose(logits[row]) for row, sampler in enumerate(samplers)
+        Token(likeliest[row]) if sampler.plain else _choice(sampler, logits[row])
+        for row, sampler in enumerate(samplers)
     ]
+
+
+def _choice(sampler: Sampler, logits: Any) -> Token | Exception:
+    try:
+        return sampler.choose(logits)
+    except SHARED_FAILURES:
+        raise
+    except Exception as error:  # noqa: BLE001  # of any kind: it must not end the process, which others use too
+        return error

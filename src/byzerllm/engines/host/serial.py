@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from byzerllm.engines.host.sampling import Sampler
+from byzerllm.engines.host.sampling import SHARED_FAILURES, Sampler
 from byzerllm.errors import Overloaded
 
 if TYPE_CHECKING:
@@ -39,6 +39,10 @@ class Serial:
                     self._serve(runner, ticket)
                 except torch.OutOfMemoryError:
                     error = Overloaded("The engine ran out of GPU memory.", hint="Ask for fewer tokens.")
+                    runner.publish([(ticket, error)])
+                except SHARED_FAILURES:
+                    raise
+                except Exception as error:  # noqa: BLE001  # of any kind: the next request has nothing to do with it
                     runner.publish([(ticket, error)])
 
     def _serve(self, runner: Runner, ticket: Ticket) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from byzerllm.engines.host.backend import TextModel
 from byzerllm.engines.host.chat import read_messages, read_template_options
 from byzerllm.engines.host.fields import Fields
@@ -32,10 +34,14 @@ async def tokenize(model: TextModel, request: HttpRequest, _name: str) -> Answer
         if text is None:
             raise fields.bad("prompt", "is missing: give it, or 'messages'")
         fields.refuse_rest()
-        ids = model.encode(text, special=special)
-    strings = [model.decode([token], special=True) for token in ids] if shown else None
+        ids = await model.encode(text, special=special)
+    strings = await asyncio.to_thread(_strings, model, ids) if shown else None
     answer = {"tokens": ids, "count": len(ids), "max_model_len": model.context}
     return Whole({**answer, "token_strs": strings})
+
+
+def _strings(model: TextModel, ids: list[int]) -> list[str]:
+    return [model.decode([token], special=True) for token in ids]
 
 
 async def detokenize(model: TextModel, request: HttpRequest, _name: str) -> Answer:
@@ -48,4 +54,4 @@ async def detokenize(model: TextModel, request: HttpRequest, _name: str) -> Answ
     fields.ignore("model")
     ids = fields.wholes("tokens")
     fields.refuse_rest()
-    return Whole({"prompt": model.decode(list(ids), special=True)})
+    return Whole({"prompt": await asyncio.to_thread(model.decode, ids, special=True)})

@@ -29,20 +29,24 @@ class Call(NamedTuple):
 
 @dataclass(frozen=True)
 class Format:
-    """``marker`` is how a call begins; ``only_first``: it must stand at the answer's beginning. ``texts`` takes apart
-    what begins there into the JSON of each call."""
+    """``marker`` is how a call begins; ``only_first``: it must stand at the answer's beginning. ``parts`` takes apart
+    what begins there into the JSON of each call, and the text that is beside them."""
 
     marker: str
     only_first: bool
-    texts: Callable[[str], list[str]]
+    parts: Callable[[str], tuple[list[str], str]]
 
 
-def _hermes(text: str) -> list[str]:
-    return re.findall(r"<tool_call>\s*(.*?)\s*(?:</tool_call>|\Z)", text, re.DOTALL)
+_HERMES_CALL = re.compile(r"<tool_call>\s*(.*?)\s*(?:</tool_call>|\Z)", re.DOTALL)
 
 
-def _llama(text: str) -> list[str]:
-    return [part for part in text.split("; {")[:1] + ["{" + part for part in text.split("; {")[1:]] if part.strip()]
+def _hermes(text: str) -> tuple[list[str], str]:
+    return _HERMES_CALL.findall(text), _HERMES_CALL.sub("", text).rstrip()
+
+
+def _llama(text: str) -> tuple[list[str], str]:
+    parts = text.split("; {")
+    return [part for part in parts[:1] + ["{" + part for part in parts[1:]] if part.strip()], ""
 
 
 FORMATS = {
@@ -93,13 +97,14 @@ class ToolReader:
         return len(self._held) if not self._passed and self._format.marker.startswith(begun) else 0
 
     def close(self) -> str:
-        """At the end: fills ``calls``, and returns the text that turned out to be none."""
+        """At the end: fills ``calls``, and returns the text after them, or that turned out to be none."""
         held, self._held = self._held, ""
-        calls = [_call(text) for text in self._format.texts(held)] if self._in_call else []
+        found, rest = self._format.parts(held) if self._in_call else ([], "")
+        calls = [_call(text) for text in found]
         if not calls or None in calls:
             return held
         self.calls = [call for call in calls if call]
-        return ""
+        return rest if self._passed else rest.lstrip()
 
 
 def _call(text: str) -> Call | None:

@@ -12,6 +12,11 @@ from byzerllm.engines.host.backend import Recording, Segment, Transcript
 from byzerllm.engines.host.batches import OneThread
 from byzerllm.errors import InvalidInput
 
+LOWEST_RATE, HIGHEST_RATE = 4_000, 384_000  # samples a second, of the files that there are
+MAX_SECONDS = 2 * 3600  # of sound, at 48,000 samples a second; of more samples it is less
+MAX_FRAMES = MAX_SECONDS * 48_000
+BLOCK = 2**16  # frames that are read at a time: a few bytes may hold hours of silence in many channels
+
 
 class PipelineTranscriber:
     """A ``Transcriber``."""
@@ -63,24 +68,42 @@ class PipelineTranscriber:
         """The samples of a sound file, one channel, at the model's rate.
 
         Raises:
-            InvalidInput: it is none that can be read.
+            InvalidInput: it is none that can be read, or longer than can be worked on.
         """
         import numpy as np
         import soundfile
         from scipy.signal import resample_poly
 
         try:
-            samples, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
+            with soundfile.SoundFile(io.BytesIO(data)) as file:
+                rate = file.samplerate
+                check_size(rate, file.frames)
+                blocks = file.blocks(BLOCK, dtype="float32", always_2d=True)
+                mono = np.concatenate([np.zeros(0, np.float32), *(block.mean(axis=1) for block in blocks)])
         except soundfile.LibsndfileError as error:
             raise InvalidInput(
                 f"'file' cannot be read as sound: {error}.", hint="Send WAV, FLAC, MP3 or Ogg.", param="file"
             ) from None
-        mono = samples.mean(axis=1)
         if not len(mono):
             raise InvalidInput("'file' holds no sound.", param="file")
         if rate != self._rate:
             mono = resample_poly(mono, self._rate, rate)
         return mono.astype(np.float32)
+
+
+def check_size(rate: int, frames: int) -> None:
+    """Raises InvalidInput: the numbers in a file's head are such that reading it would take all memory."""
+    if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+        raise InvalidInput(
+            f"'file' has {rate} samples a second; it must be {LOWEST_RATE} to {HIGHEST_RATE}.", param="file"
+        )
+    most = min(MAX_SECONDS * rate, MAX_FRAMES)
+    if frames > most:
+        raise InvalidInput(
+            f"'file' holds {frames / rate:.0f} seconds of sound; at this rate {most // rate} are possible.",
+            hint="Send it in parts.",
+            param="file",
+        )
 
 
 class _Stop:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import base64
-import binascii
+import copy
 import io
+import struct
 from collections.abc import Mapping
 from typing import Any
 
 from byzerllm.engines.host import loading
 from byzerllm.engines.host.backend import Prompt
+from byzerllm.engines.host.batches import OneThread
 from byzerllm.engines.host.causal_lm import CausalLM, context_of, vocabulary
 from byzerllm.engines.host.serial import Serial
 from byzerllm.engines.host.words import Words, read_template, refusals, refused
 from byzerllm.errors import InvalidInput
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # Pillow has others, of which some start programs
+MAX_PIXELS = 2**27  # of a request's images together, 3 bytes each
 
 
 class VisionChat(CausalLM):
@@ -22,12 +27,19 @@ class VisionChat(CausalLM):
     def __init__(self, processor: Any, *args: Any) -> None:
         super().__init__(*args)
         self._processor = processor
+        self._thread = OneThread()
 
     async def chat_prompt(
         self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, options: Mapping[str, Any]
     ) -> Prompt:
-        self._words.check_template(tools)
-        seen = [{**message, "content": parts_of(message.get("content"))} for message in messages]
+        self._words.check_template(tools, options)
+        return await self._thread.run(self._read, messages, tools, options)
+
+    def _read(
+        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, options: Mapping[str, Any]
+    ) -> Prompt:
+        images = Images()
+        seen = [{**message, "content": parts_of(message.get("content"), images)} for message in messages]
         try:
             made = self._processor.apply_chat_template(
                 seen, tools=tools, tokenize=True, return_dict=True, return_tensors="pt", **options
@@ -38,14 +50,16 @@ class VisionChat(CausalLM):
         return Prompt(made["input_ids"][0].tolist(), inputs)
 
 
-def parts_of(content: Any) -> list[dict[str, Any]]:
+def parts_of(content: Any, images: Images) -> list[dict[str, Any]]:
     """A message's content as the parts that processors take, its images read.
 
     Raises:
-        InvalidInput: a part is neither text nor image, or an image cannot be read.
+        InvalidInput: it is no text and no list, a part is neither text nor image, or an image cannot be read.
     """
     if isinstance(content, str):
         return [{"type": "text", "text": content}]
+    if content is not None and not isinstance(content, list):
+        raise InvalidInput("A message's content must be a text or a list of parts.", param="messages")
     parts: list[dict[str, Any]] = []
     for part in content or ():
         kind = part.get("type") if isinstance(part, dict) else None
@@ -53,27 +67,47 @@ def parts_of(content: Any) -> list[dict[str, Any]]:
             parts.append({"type": "text", "text": part["text"]})
         elif kind == "image_url":
             url = part.get("image_url")
-            parts.append({"type": "image", "image": _image(url.get("url") if isinstance(url, dict) else url)})
+            parts.append({"type": "image", "image": images.read(url.get("url") if isinstance(url, dict) else url)})
         else:
             raise InvalidInput(f"This model reads text and images, and a message holds {kind!r}.", param="messages")
     return parts
 
 
-def _image(url: Any) -> Any:
-    """The picture in a ``data:`` URL. Nothing is fetched: the engine must not become a way into the network."""
-    from PIL import Image, UnidentifiedImageError
+class Images:
+    """Reads the images of one request, which together have at most ``MAX_PIXELS``."""
 
-    if not isinstance(url, str) or not url.startswith("data:"):
-        raise InvalidInput(
-            "Images are taken as data URLs only; nothing is fetched.",
-            hint="Send data:image/png;base64,...",
-            param="messages",
-        )
-    try:
-        data = base64.b64decode(url.partition(",")[2], validate=True)
-        return Image.open(io.BytesIO(data)).convert("RGB")
-    except (binascii.Error, UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise InvalidInput(f"An image cannot be read: {error}.", param="messages") from None
+    def __init__(self) -> None:
+        self._left = MAX_PIXELS
+
+    def read(self, url: Any) -> Any:
+        """The picture in a ``data:`` URL. Nothing is fetched: the engine must not become a way into the network.
+
+        Raises:
+            InvalidInput: it is another URL, no image, or too large.
+        """
+        from PIL import Image
+
+        if not isinstance(url, str) or not url.startswith("data:"):
+            raise InvalidInput(
+                "Images are taken as data URLs only; nothing is fetched.",
+                hint="Send data:image/png;base64,...",
+                param="messages",
+            )
+        try:
+            data = base64.b64decode(url.partition(",")[2], validate=True)
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            self._take(*image.size)
+            return image.convert("RGB")
+        except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
+            raise InvalidInput(f"An image cannot be read: {error}.", param="messages") from None
+
+    def _take(self, width: int, height: int) -> None:
+        self._left -= width * height
+        if self._left < 0:
+            raise InvalidInput(
+                f"The images have more than {MAX_PIXELS:,} pixels; the one of {width} x {height} is too much.",
+                param="messages",
+            )
 
 
 def load(path: str, values: Mapping[str, Any], slots: int) -> VisionChat:
@@ -86,7 +120,9 @@ def load(path: str, values: Mapping[str, Any], slots: int) -> VisionChat:
     if template is not None:
         processor.chat_template = template
     model = loading.load(AutoModelForImageTextToText, path, values)
-    words = Words(processor.tokenizer, vocabulary(model), base, template or processor.chat_template)
+    # A copy: images are read in a thread of their own, and a tokenizer can be used in one at a time.
+    tokenizer = copy.deepcopy(processor.tokenizer)
+    words = Words(tokenizer, vocabulary(model), base, template or processor.chat_template)
     context = context_of(base, values)
     loading.say("images are read with their own request: requests are answered one after the other")
-    return VisionChat(processor, model, processor.tokenizer, words, base, context, Serial(model).work)
+    return VisionChat(processor, model, tokenizer, words, base, context, Serial(model).work)

@@ -14,14 +14,14 @@ import signal
 import stat
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any, NoReturn
 
 from byzerllm.engines import cpus, hf_folder, vllm_memory
 from byzerllm.engines.host.vllm_guard import Guard
+from byzerllm.engines.hosting import OPTIONS_VARIABLE
 from byzerllm.errors import InvalidInput
 
-OPTIONS_VARIABLE = "BYZERLLM_ENGINE"
 BIND = "VLLM_CPU_OMP_THREADS_BIND"
 _GUARD = "byzerllm.engines.host.vllm_guard.Guard"
 # Where vLLM has had its server, the newest first.
@@ -36,6 +36,7 @@ def main() -> None:
     watch()
     sys.argv += completed(given, os.environ)
     os.environ.update(threads(given, os.environ))
+    close_hub(given, os.environ)
     sys.argv += ["--middleware", _GUARD]  # added last, it is asked first
     for name in _SERVERS:
         if _exists(name):
@@ -100,6 +101,12 @@ def threads(given: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, s
     if number:
         return {BIND: "nobind", "OMP_NUM_THREADS": str(number)}
     return {BIND: "nobind"} if "OMP_NUM_THREADS" in environ else {}
+
+
+def close_hub(given: Mapping[str, Any], environ: MutableMapping[str, str]) -> None:
+    """Keep vLLM from asking the hub for what is here; a deployer's own setting stays."""
+    if given["offline"]:
+        environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def watch() -> None:

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from byzerllm.engines.host.backend import Sampling
+from byzerllm.engines.host.batches import OneThread
 from byzerllm.engines.host.tool_calls import format_of
 from byzerllm.errors import ContextExceeded, InvalidInput
 
 NO_TEMPLATE_HINT = "Deploy it with backend.chat_template=FILE (a Jinja template), or use /v1/completions."
+OF_THE_REQUEST = ("add_generation_prompt", "continue_final_message")  # options that are fields of their own
 
 
 class Words:
     """Text to tokens and back. ``tokenizer`` is transformers', ``size`` how many tokens the model knows;
-    ``template`` is the chat template that holds instead of the model's own."""
+    ``template`` is the chat template that holds instead of the model's own. What may take long is a coroutine, which
+    works in a thread of its own, one text after the other."""
 
     def __init__(self, tokenizer: Any, size: int, folder: str, template: str | None) -> None:
         self._tokenizer = tokenizer
         self._size = size
         self._folder = folder
+        self._thread = OneThread()
+        self.longest = max(map(len, tokenizer.get_vocab()), default=1)  # characters of a token
         if template is not None:
             tokenizer.chat_template = template
 
@@ -33,37 +40,55 @@ class Words:
         template = self._tokenizer.chat_template
         return "".join(template.values()) if isinstance(template, dict) else template or ""
 
-    def encode(self, text: str, *, special: bool) -> list[int]:
+    async def encode(self, text: str, *, special: bool) -> list[int]:
+        return await self._thread.run(self.ids, text, special)
+
+    def ids(self, text: str, special: bool) -> list[int]:
+        """The tokens of a text, read in the caller's thread.
+
+        Raises:
+            InvalidInput: the tokenizer has a token for it that the model does not know.
+        """
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special)
+        self._check(ids)
         return ids
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
-        wrong = next((token for token in ids if not 0 <= token < self._size), None)
-        if wrong is not None:
-            raise InvalidInput(f"{wrong} is no token of this model: it has 0 to {self._size - 1}.", param="prompt")
+        self._check(ids)
         text: str = self._tokenizer.decode(
             list(ids), skip_special_tokens=not special, clean_up_tokenization_spaces=False
         )
         return text
 
-    def chat(
+    def _check(self, ids: Sequence[int]) -> None:
+        if ids and (min(ids) < 0 or max(ids) >= self._size):
+            wrong = next(token for token in ids if not 0 <= token < self._size)
+            raise InvalidInput(f"{wrong} is no token of this model: it has 0 to {self._size - 1}.", param="prompt")
+
+    async def chat(
         self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, options: Mapping[str, Any]
     ) -> list[int]:
         """The tokens of the messages in the chat template.
 
         Raises:
-            InvalidInput: there is none, or it does not take these messages or tools.
+            InvalidInput: there is none, or it does not take these messages, tools or options.
         """
-        self.check_template(tools)
+        self.check_template(tools, options)
+        return await self._thread.run(self._chat, messages, tools, options)
+
+    def _chat(
+        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, options: Mapping[str, Any]
+    ) -> list[int]:
         plain = [{**message, "content": text_of(message.get("content"))} for message in messages]
         try:
             ids: list[int] = self._tokenizer.apply_chat_template(plain, tools=tools, return_dict=False, **options)
         except refusals() as error:
             raise refused(error) from None
+        self._check(ids)
         return ids
 
-    def check_template(self, tools: Any) -> None:
-        """Raises InvalidInput: there is no chat template, or it has no place for tools."""
+    def check_template(self, tools: Any, options: Mapping[str, Any]) -> None:
+        """Raises InvalidInput: there is no chat template, or it has no place for the tools or one of the options."""
         if not self._template_text():
             raise InvalidInput(
                 f"The model has no chat template: neither tokenizer_config.json nor chat_template.jinja in "
@@ -73,13 +98,49 @@ class Words:
             )
         if tools and "tools" not in self._template_text():
             raise InvalidInput("The model's chat template has no place for tools.", param="tools")
+        given = [name for name in options if name not in OF_THE_REQUEST]
+        if not given:
+            return
+        # transformers takes such names for its own parameters first (another template, a cut, no tokens at all), and a
+        # processor takes all that the template does not have.
+        known = self._variables()
+        wrong = next((name for name in given if name not in known), None)
+        if wrong is not None:
+            raise InvalidInput(
+                f"'chat_template_kwargs.{wrong}' is no variable of the model's chat template.",
+                hint=f"It has {', '.join(sorted(known))}." if known else None,
+                param=f"chat_template_kwargs.{wrong}",
+            )
+
+    def _variables(self) -> set[str]:
+        """The variables of the chat template that a request may set."""
+        parameters = inspect.signature(self._tokenizer.apply_chat_template).parameters
+        try:
+            found = variables_of(self._template_text())
+        except refusals() as error:
+            raise refused(error) from None
+        return {name for name in found if name == "documents" or name not in ("messages", *parameters)}
+
+
+_MARK = re.compile(r"{%[-+]?\s*(?:end)?generation\s*[-+]?%}")
 
 
 def refusals() -> tuple[type[Exception], ...]:
     """What a chat template raises for messages that it does not take."""
     import jinja2
 
-    return (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError)
+    wrong_kind = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+    return (jinja2.TemplateError, *wrong_kind)
+
+
+def variables_of(template: str) -> set[str]:
+    """The variables of a chat template that it does not set itself."""
+    import jinja2.meta
+
+    environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
+    # A tag of transformers' own: it marks what the model has said.
+    found: set[str] = jinja2.meta.find_undeclared_variables(environment.parse(_MARK.sub("", template)))
+    return found
 
 
 def refused(error: Exception) -> InvalidInput:

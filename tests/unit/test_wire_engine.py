@@ -1,0 +1,98 @@
+"""What an engine must not be made to fetch."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+
+from byzerllm.errors import InvalidInput
+from byzerllm.wire import ENGINE_WIRES
+from byzerllm.wire.base import Request, Task
+
+CLOSED = ["engine", "llama_cpp"]
+ADDRESS = {"type": "image_url", "image_url": {"url": "http://127.0.0.1/x.png"}}
+
+
+def request(task: Task, **fields: Any) -> Request:
+    raw = {name: msgspec.Raw(json.dumps(value).encode()) for name, value in {"model": "mine", **fields}.items()}
+    return Request(task, raw, "mine", False)
+
+
+def message(*parts: Any) -> list[Any]:
+    return [{"role": "user", "content": [{"type": "text", "text": "see http://x"}, *parts]}]
+
+
+def body(wire: str, asked: Request) -> Any:
+    return json.loads(ENGINE_WIRES[wire].body(asked, "m", {}))
+
+
+@pytest.mark.parametrize("wire", CLOSED)
+@pytest.mark.parametrize(
+    "part",
+    [
+        ADDRESS,
+        {"image_url": "http://127.0.0.1/x.png", "uuid": "1"},
+        {"type": "video_url", "video_url": {"url": "HTTPS://example.com/x.mp4"}},
+        {"type": "audio_url", "audio_url": {"url": " FILE:///etc/passwd"}},
+        {"type": "input_image", "image_url": "http:/127.0.0.1/x.png"},
+        {"type": "input_audio", "input_audio": {"data": "ftp://10.0.0.1/"}},
+    ],
+)
+def test_an_address_in_a_message_is_refused(wire: str, part: Any) -> None:
+    with pytest.raises(InvalidInput, match="not fetched") as refused:
+        body(wire, request(Task.CHAT, messages=message(part)))
+    assert refused.value.param == "messages"
+
+
+@pytest.mark.parametrize("wire", CLOSED)
+@pytest.mark.parametrize(
+    ("task", "fields"),
+    [
+        (Task.EMBEDDING, {"messages": message(ADDRESS)}),
+        (Task.RESPONSES, {"input": message(ADDRESS)}),
+        (Task.RESPONSES, {"input": [{"type": "function_call_output", "output": [ADDRESS]}]}),
+        (Task.RERANK, {"documents": ["a", {"content": [ADDRESS]}]}),
+        (Task.SCORE, {"text_1": {"content": [ADDRESS]}}),
+        (Task.TOKENIZE, {"messages": message(ADDRESS)}),
+    ],
+)
+def test_no_task_lets_one_through(wire: str, task: Task, fields: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput, match="not fetched") as refused:
+        body(wire, request(task, **fields))
+    assert [refused.value.param] == list(fields)
+
+
+def test_a_chat_that_is_only_tokenised_is_looked_at_too() -> None:
+    steps = ENGINE_WIRES["llama_cpp"].adapters[Task.TOKENIZE](request(Task.TOKENIZE, messages=message(ADDRESS)), "m", 9)
+    assert steps is not None
+    with pytest.raises(InvalidInput, match="not fetched"):
+        next(steps)
+
+
+def test_an_escaped_name_hides_no_address() -> None:
+    hidden = b'[{"content":[{"type":"im\\u0061ge_url","image\\u005furl":{"url":"http:\\/\\/127.0.0.1"}}]}]'
+    with pytest.raises(InvalidInput, match="not fetched"):
+        body("engine", Request(Task.CHAT, {"messages": msgspec.Raw(hidden)}, "mine", False))
+
+
+@pytest.mark.parametrize("wire", [*CLOSED, "engine_fetching"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"messages": message({"type": "image_url", "image_url": {"url": "data:image/png;base64,AA", "detail": "low"}})},
+        {"messages": message({"type": "input_audio", "input_audio": {"data": "AA==", "format": "wav"}})},
+        {"messages": [{"role": "user", "content": "image_url http://x and \\u"}]},
+        {"messages": message(), "tools": [{"type": "mcp", "server_url": "https://example.com"}]},
+        {"messages": [1, {"content": [1, {"type": "image_url", "image_url": 5}]}], "metadata": {"my_url": "http://x"}},
+        {"messages": "image_url"},
+    ],
+)
+def test_what_is_inside_a_request_passes_unchanged(wire: str, fields: dict[str, Any]) -> None:
+    assert body(wire, request(Task.CHAT, **fields)) == {"model": "m", **fields}
+
+
+def test_an_engine_that_was_told_what_to_fetch_gets_the_address() -> None:
+    assert body("engine_fetching", request(Task.CHAT, messages=message(ADDRESS)))["messages"] == message(ADDRESS)
