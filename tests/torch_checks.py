@@ -28,7 +28,7 @@ import transformers as hf
 from byzerllm.engines.host import ranks
 from byzerllm.engines.host.backend import Job, Prompt, Sampling, Token
 from byzerllm.engines.host.batching import PIECE, Batcher
-from byzerllm.engines.host.causal_lm import worker_of
+from byzerllm.engines.host.causal_lm import problem_of, worker_of
 from byzerllm.engines.host.decoder import LocalDecoder, probe
 from byzerllm.engines.host.serial import Serial
 from byzerllm.engines.host.speech import PipelineSpeaker
@@ -289,8 +289,19 @@ def check_the_probe_sees_a_wrong_mask(path: str) -> None:
     assert "other results" in (probe(decoder) or "")
 
 
+def check_too_little_memory_is_not_taken_for_a_model_that_cannot_be_batched(path: str) -> None:
+    try:
+        problem_of(NoMemory())
+    except torch.OutOfMemoryError:
+        return
+    raise AssertionError("it would be served one request at a time, for ever")
+
+
 class NoMemory:
     """A decoder that cannot read."""
+
+    def obstacle(self) -> None:
+        raise torch.OutOfMemoryError("no memory")
 
     def alone(self, ids: list[int]) -> Any:
         raise torch.OutOfMemoryError("no memory")

@@ -14,6 +14,7 @@ from byzerllm.engines.host.batching import Batcher
 from byzerllm.engines.host.decoder import LocalDecoder, probe
 from byzerllm.engines.host.grammar import Grammars
 from byzerllm.engines.host.runner import Runner
+from byzerllm.engines.host.sampling import SHARED_FAILURES
 from byzerllm.engines.host.serial import Serial
 from byzerllm.engines.host.words import Words, end_ids, read_template, sampling_defaults
 
@@ -96,6 +97,8 @@ def problem_of(decoder: Any) -> str | None:
     """Why a model cannot be batched, or None."""
     try:
         return probe(decoder)
+    except SHARED_FAILURES:  # too little memory, a broken device: no matter of the model, and worse one by one
+        raise
     except (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError, NotImplementedError) as error:
         # Its forward does not take a cache or masks of ours.
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
