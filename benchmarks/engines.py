@@ -2,6 +2,9 @@
 
 Each engine is deployed by the real command, on a model of about 90M parameters. The same process is then asked
 directly, with its own private key, and through the gateway, in turns, with 1, 4 and 8 streams at a time.
+
+The time to the first token has bursts of its own, of answers of one token: in longer ones it depends most on where in a
+step of the engine's a request arrives, which is no matter of the gateway.
 """
 
 from __future__ import annotations
@@ -11,15 +14,15 @@ import contextlib
 import os
 import statistics
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 import uvloop
 from benchmarks import contenders, report
 from benchmarks.generation import Answers, Endpoint, ask
-from benchmarks.load import percentile
 from benchmarks.peers import extension
 from scripts import tiny_gguf, tiny_hf
 
@@ -30,6 +33,7 @@ from byzerllm.settings import Settings
 CONNECTIONS = (1, 4, 8)
 REQUESTS = 16  # a round
 TOKENS = 64
+FIRSTS = 20  # bursts a round for the first token alone
 MODEL = "bench"
 SHAPE = tiny_gguf.Shape(hidden=768, layers=12, heads=12, kv_heads=4, vocab=8192)
 SAY = " alpha beta gamma delta"
@@ -70,8 +74,16 @@ class Burst:
 
     @property
     def first(self) -> float:
-        """Seconds to the first token, of the middle one of the streams."""
-        return percentile(self.answers.first, 0.5)
+        """Seconds to the first token, the mean of the streams."""
+        return statistics.fmean(self.answers.first)
+
+
+@dataclass
+class Seen:
+    """The bursts of one contender with so many streams at a time: those of whole answers, and of first tokens alone."""
+
+    whole: list[Burst] = field(default_factory=list)
+    firsts: list[Burst] = field(default_factory=list)
 
 
 def run(names: Sequence[str], rounds: int) -> int:
@@ -111,7 +123,7 @@ def _model(name: str, folder: Path) -> Path:
 
 
 def _measure(name: str, model: Path, engines: Path, rounds: int) -> list[report.Row]:
-    seen: dict[tuple[str, int], list[Burst]] = {}
+    seen: dict[tuple[str, int], Seen] = defaultdict(Seen)
     with contextlib.ExitStack() as stack:
         deployed = stack.enter_context(_deployed(name, model, engines))
         fielded = [deployed.alone, deployed.through]
@@ -120,18 +132,25 @@ def _measure(name: str, model: Path, engines: Path, rounds: int) -> list[report.
         for endpoint in fielded:
             uvloop.run(ask(endpoint, connections=max(CONNECTIONS), requests=max(CONNECTIONS), tokens=8))
         for connections in CONNECTIONS:
-            # Turn and turn about, one burst each: whatever else the machine does meets all alike.
-            for turn in range(rounds * REQUESTS // connections):
-                for endpoint in fielded if turn % 2 else reversed(fielded):
-                    burst = _burst(endpoint, connections, deployed.processes)
-                    seen.setdefault((endpoint.name, connections), []).append(burst)
+            for endpoint in _turns(fielded, rounds * REQUESTS // connections):
+                burst = _burst(endpoint, connections, TOKENS, deployed.processes)
+                seen[endpoint.name, connections].whole.append(burst)
+            for endpoint in _turns(fielded, rounds * FIRSTS):
+                burst = _burst(endpoint, connections, 1, deployed.processes)
+                seen[endpoint.name, connections].firsts.append(burst)
         memory = dict(zip((deployed.alone.name, deployed.through.name), map(_rss, deployed.processes), strict=True))
     return [_row(name, who, connections, seen, memory) for who, connections in seen]
 
 
-def _burst(endpoint: Endpoint, connections: int, processes: Sequence[Family]) -> Burst:
+def _turns(fielded: Sequence[Endpoint], count: int) -> Iterator[Endpoint]:
+    """Turn and turn about, one burst each: whatever else the machine does meets all alike."""
+    for turn in range(count):
+        yield from fielded if turn % 2 else reversed(fielded)
+
+
+def _burst(endpoint: Endpoint, connections: int, tokens: int, processes: Sequence[Family]) -> Burst:
     before = [_cpu(family) for family in processes]
-    answers = uvloop.run(ask(endpoint, connections=connections, requests=connections, tokens=TOKENS))
+    answers = uvloop.run(ask(endpoint, connections=connections, requests=connections, tokens=tokens))
     engine, server = (_cpu(family) - cpu for family, cpu in zip(processes, before, strict=True))
     return Burst(answers, engine, server)
 
@@ -215,28 +234,47 @@ def _cpu(family: Family) -> float:
 
 
 def _row(
-    engine: str, who: str, connections: int, seen: dict[tuple[str, int], list[Burst]], memory: dict[str, float]
+    engine: str, who: str, connections: int, seen: Mapping[tuple[str, int], Seen], memory: Mapping[str, float]
 ) -> report.Row:
     """The middle of all bursts. Share and difference are those of each burst to the engine's own beside it; the CPU is
     the gateway's, as a share of the engine's."""
     mine, alone = seen[who, connections], seen[f"{engine} alone", connections]
-    pairs = [(a, b) for a, b in zip(mine, alone, strict=True) if a.answers.tokens and b.answers.tokens]
-    if not pairs:
-        raise RuntimeError(f"{who}: no whole answer; the first error: {mine[0].answers.first_error}")
     through = who.endswith(THROUGH)
-    engine_cpu = sum(a.engine_cpu for a in mine)
+    rates = [(a.answers.rate, b.answers.rate) for a, b in _pairs(who, mine.whole, alone.whole)]
+    firsts = [(a.first, b.first) for a, b in _pairs(who, mine.firsts, alone.firsts)]
+    added = _middle([(a - b) * 1e3 for a, b in firsts])
+    engine_cpu = sum(a.engine_cpu for a in mine.whole)
+    failed = [burst.answers for burst in (*mine.whole, *mine.firsts) if burst.answers.errors]
     return {
         "who": who,
         "streams": connections,
-        "tokens_per_second": statistics.median(a.answers.rate for a in mine),
-        "ttft_ms": statistics.median(a.first for a in mine) * 1e3,
-        "share": statistics.median(a.answers.rate / b.answers.rate for a, b in pairs),
-        "added_ttft_ms": statistics.median(a.first - b.first for a, b in pairs) * 1e3,
-        "gateway_cpu": sum(a.server_cpu for a in mine) / engine_cpu if through and engine_cpu else None,
+        "tokens_per_second": statistics.median(rate for rate, _ in rates),
+        "ttft_ms": statistics.median(first for first, _ in firsts) * 1e3,
+        "share": statistics.median(a / b for a, b in rates),
+        "added_ttft_ms": added[1],
+        "half_of_them": f"{added[0]:.1f} to {added[2]:.1f}",
+        "gateway_cpu": sum(a.server_cpu for a in mine.whole) / engine_cpu if through and engine_cpu else None,
         "rss_mb": memory.get(who),
-        "errors": sum(a.answers.errors for a in mine),
-        "first_error": next((a.answers.first_error for a in mine if a.answers.first_error), ""),
+        "errors": sum(answers.errors for answers in failed),
+        "first_error": failed[0].first_error if failed else "",
     }
+
+
+def _pairs(who: str, mine: Sequence[Burst], alone: Sequence[Burst]) -> list[tuple[Burst, Burst]]:
+    """Each burst with the engine's own beside it, where both have whole answers.
+
+    Raises:
+        RuntimeError: there is no such pair.
+    """
+    pairs = [(a, b) for a, b in zip(mine, alone, strict=True) if a.answers.tokens and b.answers.tokens]
+    if not pairs:
+        raise RuntimeError(f"{who}: no whole answer; the first error: {mine[0].answers.first_error}")
+    return pairs
+
+
+def _middle(values: Sequence[float]) -> list[float]:
+    """The three quartiles."""
+    return statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [*values] * 3
 
 
 def _publish(rows: list[report.Row]) -> int:
@@ -249,7 +287,8 @@ def _publish(rows: list[report.Row]) -> int:
         if who.endswith(THROUGH):
             share = report.verdict(row["share"], SHARE_TARGET, at_least=True)
             added = report.verdict(row["added_ttft_ms"], FIRST_TARGET_MS, at_least=False)
-            print(f"{who}, {streams} at a time: share of the tokens {share}; added ms to the first {added}")
+            half = f"half of the bursts: {row['half_of_them']}"
+            print(f"{who}, {streams} at a time: share of the tokens {share}; added ms to the first {added}; {half}")
         elif who.startswith(REFERENCE):
             print(f"our host / {who}, {streams} at a time: {report.verdict(1 / row['share'], 1.0, at_least=True)}")
         if row["errors"]:
