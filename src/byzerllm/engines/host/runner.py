@@ -15,6 +15,11 @@ from byzerllm.engines.host.backend import Job, Token
 
 Outcome = Token | Exception | None  # None: the answer is whole
 
+# Requests that come together are a little apart here. A model that began with the first of them would let the others
+# wait for a whole step of its own.
+GATHER_SECONDS = 0.001  # that an idle model waits for one more job, again after each that comes
+GATHER_MOST = 16  # jobs that it waits for
+
 
 class Ticket:
     """A job on its way. ``cancelled`` is set when nobody waits for it any more. ``constraint`` is what the answer must
@@ -74,7 +79,14 @@ class Runner:
                 if self._waiting or not wait:
                     break
                 self._changed.wait()
+                self._gather()
             return [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
+
+    def _gather(self) -> None:
+        seen = 0
+        while seen < len(self._waiting) < GATHER_MOST:
+            seen = len(self._waiting)
+            self._changed.wait(GATHER_SECONDS)
 
     def put_back(self, ticket: Ticket) -> None:
         """A job that could not be begun yet is the next one again."""
