@@ -157,7 +157,7 @@ def mock(*flags: str) -> Iterator[Contender]:
 
 
 @contextlib.contextmanager
-def nginx(upstream: int) -> Iterator[Contender]:
+def nginx(upstream: int, cores: Sequence[int] = SERVER_CORE) -> Iterator[Contender]:
     """nginx as a bare reverse proxy with one worker process; unbuffered for streams.
 
     Raises:
@@ -172,7 +172,7 @@ def nginx(upstream: int) -> Iterator[Contender]:
         config = Path(home, "nginx.conf")
         config.write_text(_NGINX.format(home=home, user=user, upstream=upstream, port=port, stream_port=stream_port))
         command = [binary, "-p", home, "-e", f"{home}/error.log", "-c", str(config)]
-        with running(command, port, SERVER_CORE) as master:
+        with running(command, port, cores) as master:
             (worker,) = psutil.Process(master).children()
             yield Contender("nginx", port, stream_port, worker.pid)
 

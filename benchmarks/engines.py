@@ -4,7 +4,8 @@ Each engine is deployed by the real command, on a model of about 90M parameters.
 directly, with its own private key, and through the gateway, in turns, with 1, 4 and 8 streams at a time.
 
 The time to the first token has bursts of its own, of answers of one token: in longer ones it depends most on where in a
-step of the engine's a request arrives, which is no matter of the gateway.
+step of the engine's a request arrives, which is no matter of the gateway. nginx shows there what any proxy adds: an
+engine that begins with the first of a burst's requests before the last one is there makes the others wait for it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import contextlib
 import os
 import statistics
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,7 +35,7 @@ from byzerllm.settings import Settings
 CONNECTIONS = (1, 4, 8)
 REQUESTS = 16  # a round
 TOKENS = 64
-FIRSTS = 20  # bursts a round for the first token alone
+FIRST_SECONDS = 30.0  # a round, for bursts of which only the first token counts
 MODEL = "bench"
 SHAPE = tiny_gguf.Shape(hidden=768, layers=12, heads=12, kv_heads=4, vocab=8192)
 SAY = " alpha beta gamma delta"
@@ -41,7 +43,7 @@ START_SECONDS = 300.0
 BATCHING = ("--continuous-batching", "--cb-block-size", "32", "--cb-num-blocks", "512", "--cb-max-batch-tokens", "512")
 SHARE_TARGET = 0.97  # of the engine's own tokens a second
 FIRST_TARGET_MS = 2.0
-REFERENCE, THROUGH = "transformers serve", " through byzerllm"
+REFERENCE, THROUGH, NGINX = "transformers serve", " through byzerllm", " through nginx"
 # One core is left to the gateway and the load generator.
 THREADS = str(max(1, len(os.sched_getaffinity(0)) - 1)) if hasattr(os, "sched_getaffinity") else "1"
 PARAMS: dict[str, tuple[str, ...]] = {
@@ -129,23 +131,28 @@ def _measure(name: str, model: Path, engines: Path, rounds: int) -> list[report.
         fielded = [deployed.alone, deployed.through]
         if name == "transformers":
             fielded += _reference(stack, model, engines)
-        for endpoint in fielded:
+        proxied = [*fielded, *_nginx(stack, name, deployed.alone)]
+        for endpoint in proxied:
             uvloop.run(ask(endpoint, connections=max(CONNECTIONS), requests=max(CONNECTIONS), tokens=8))
         for connections in CONNECTIONS:
             for endpoint in _turns(fielded, rounds * REQUESTS // connections):
                 burst = _burst(endpoint, connections, TOKENS, deployed.processes)
                 seen[endpoint.name, connections].whole.append(burst)
-            for endpoint in _turns(fielded, rounds * FIRSTS):
+            for endpoint in _turns(proxied, rounds, rounds * FIRST_SECONDS):
                 burst = _burst(endpoint, connections, 1, deployed.processes)
                 seen[endpoint.name, connections].firsts.append(burst)
         memory = dict(zip((deployed.alone.name, deployed.through.name), map(_rss, deployed.processes), strict=True))
     return [_row(name, who, connections, seen, memory) for who, connections in seen]
 
 
-def _turns(fielded: Sequence[Endpoint], count: int) -> Iterator[Endpoint]:
-    """Turn and turn about, one burst each: whatever else the machine does meets all alike."""
-    for turn in range(count):
+def _turns(fielded: Sequence[Endpoint], least: int, seconds: float = 0.0) -> Iterator[Endpoint]:
+    """Turn and turn about, one burst each: whatever else the machine does meets all alike. At least so many turns, and
+    as many as begin within ``seconds``."""
+    ends = time.monotonic() + seconds
+    turn = 0
+    while turn < least or time.monotonic() < ends:
         yield from fielded if turn % 2 else reversed(fielded)
+        turn += 1
 
 
 def _burst(endpoint: Endpoint, connections: int, tokens: int, processes: Sequence[Family]) -> Burst:
@@ -206,6 +213,16 @@ def _reference(stack: contextlib.ExitStack, model: Path, engines: Path) -> list[
     return started
 
 
+def _nginx(stack: contextlib.ExitStack, engine: str, alone: Endpoint) -> list[Endpoint]:
+    """nginx before the engine, on whatever core is free, as our server is."""
+    try:
+        port = stack.enter_context(contenders.nginx(alone.port, ())).stream_port
+    except RuntimeError as error:
+        print(f"without nginx: {error}")
+        return []
+    return [Endpoint(f"{engine}{NGINX}", port, alone.model, alone.key)]
+
+
 def _serve_variables(stack: contextlib.ExitStack, python: Path) -> dict[str, str]:
     cache = stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-hf-"))
     (Path(cache) / "hub").mkdir()  # without it nothing is listed
@@ -248,9 +265,9 @@ def _row(
     return {
         "who": who,
         "streams": connections,
-        "tokens_per_second": statistics.median(rate for rate, _ in rates),
+        "tokens_per_second": statistics.median(rate for rate, _ in rates) if rates else None,
         "ttft_ms": statistics.median(first for first, _ in firsts) * 1e3,
-        "share": statistics.median(a / b for a, b in rates),
+        "share": statistics.median(a / b for a, b in rates) if rates else None,
         "added_ttft_ms": added[1],
         "half_of_them": f"{added[0]:.1f} to {added[2]:.1f}",
         "gateway_cpu": sum(a.server_cpu for a in mine.whole) / engine_cpu if through and engine_cpu else None,
@@ -261,11 +278,13 @@ def _row(
 
 
 def _pairs(who: str, mine: Sequence[Burst], alone: Sequence[Burst]) -> list[tuple[Burst, Burst]]:
-    """Each burst with the engine's own beside it, where both have whole answers.
+    """Each burst with the engine's own beside it, where both have whole answers; none of a measure not taken.
 
     Raises:
         RuntimeError: there is no such pair.
     """
+    if not mine:
+        return []
     pairs = [(a, b) for a, b in zip(mine, alone, strict=True) if a.answers.tokens and b.answers.tokens]
     if not pairs:
         raise RuntimeError(f"{who}: no whole answer; the first error: {mine[0].answers.first_error}")
@@ -289,6 +308,10 @@ def _publish(rows: list[report.Row]) -> int:
             added = report.verdict(row["added_ttft_ms"], FIRST_TARGET_MS, at_least=False)
             half = f"half of the bursts: {row['half_of_them']}"
             print(f"{who}, {streams} at a time: share of the tokens {share}; added ms to the first {added}; {half}")
+        elif who.endswith(NGINX):
+            print(
+                f"{who}, {streams} at a time: added ms to the first {row['added_ttft_ms']:.2f}; {row['half_of_them']}"
+            )
         elif who.startswith(REFERENCE):
             print(f"our host / {who}, {streams} at a time: {report.verdict(1 / row['share'], 1.0, at_least=True)}")
         if row["errors"]:
@@ -296,7 +319,8 @@ def _publish(rows: list[report.Row]) -> int:
     report.write("engines", rows, share_target=SHARE_TARGET, added_ttft_target_ms=FIRST_TARGET_MS)
     report.bars(
         "engines",
-        {f"tokens a second, {n} at a time": {r["who"]: r["tokens_per_second"] for r in rows if r["streams"] == n}
+        {f"tokens a second, {n} at a time": {r["who"]: r["tokens_per_second"] for r in rows
+                                             if r["streams"] == n and r["share"]}
          for n in CONNECTIONS},
     )  # fmt: skip
     return sum(int(row["errors"]) for row in rows if not row["who"].startswith(REFERENCE))
