@@ -58,6 +58,21 @@ def assert_cancelled(server: Byzer, upstream: FakeUpstream, model: str, left: fl
     assert post(server, model).json() == ANSWER
 
 
+def test_who_leaves_with_the_last_event_was_answered(
+    server: Byzer, upstream: FakeUpstream, place: Callable[..., str]
+) -> None:
+    model = place()
+    usage = {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 7}}
+    upstream.script(sse_reply(delta("a"), usage, then=[HANG]))
+    with Client(server) as client:
+        client.post(chat(model, stream=True))
+        client.read_until(b"data: [DONE]\n\n")
+    wait_free(server, model)
+    stat = detail(server, model)
+    assert stat["requests"] == {"ok": 1, "cancelled": 0, "retries": 0}
+    assert stat["tokens"] == {"prompt": 5, "completion": 7}
+
+
 # -- going away in every state --------------------------------------------------------------------------------------
 
 STATES: dict[str, tuple[Reply, bool, bytes]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 from byzerllm.errors import UpstreamBroken
@@ -10,8 +11,11 @@ from byzerllm.gateway.http import Header, send_bytes
 from byzerllm.relay.connection import Connection
 from byzerllm.relay.pool import Pool
 from byzerllm.routing.worker import PassThrough, Worker
+from byzerllm.wire import stream_usage
 from byzerllm.wire.base import StreamEnd, Task
 from byzerllm.wire.multipart import Form
+from byzerllm.wire.openai import DONE
+from byzerllm.wire.stream_usage import UsageFilter
 
 _WHOLE_LIMIT = 64 * 1024  # a whole answer up to here is sent at once, so that a broken one can move elsewhere
 _TAIL = 4096  # bytes of a stream's end in which its finish and usage are looked for
@@ -24,10 +28,12 @@ async def pass_through(pool: Pool, call: Call, worker: Worker, upstream: PassThr
         UpstreamError: it failed; ``call.first_byte`` tells whether the client has seen some of it.
     """
     request = call.request
+    asking = None
     if isinstance(request, Form):
         data = upstream.form(request)
     else:
-        data = upstream.request(request.task, upstream.wire.body(request, upstream.model, upstream.defaults))
+        asking = stream_usage.asking(request) if upstream.wire.asks_usage else None
+        data = upstream.request(request.task, upstream.wire.body(asking or request, upstream.model, upstream.defaults))
     connection = await pool.exchange(upstream.target, data, upstream.timeouts)
     try:
         if connection.status != 200:
@@ -36,7 +42,7 @@ async def pass_through(pool: Pool, call: Call, worker: Worker, upstream: PassThr
         content_type, headers = answer_headers(call, worker, connection, extra)
         headers.append((b"content-type", content_type))
         if content_type.startswith(SSE):
-            return await _stream(call, worker, upstream, connection, headers)
+            return await _stream(call, worker, upstream, connection, headers, UsageFilter() if asking else None)
         return await _whole(call, worker, upstream, connection, headers)
     finally:
         pool.give_back(connection)
@@ -85,7 +91,12 @@ async def _whole(
 
 
 async def _stream(
-    call: Call, worker: Worker, upstream: PassThrough, connection: Connection, headers: list[Header]
+    call: Call,
+    worker: Worker,
+    upstream: PassThrough,
+    connection: Connection,
+    headers: list[Header],
+    hide: UsageFilter | None,
 ) -> str:
     chunk = await connection.read()
     if not chunk:
@@ -99,13 +110,20 @@ async def _stream(
     send, read = call.send, connection.read
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     tail = b""
-    while chunk:
-        await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        worker.progress += 1
-        tail += chunk
-        if len(tail) > 4 * _TAIL:
-            tail = tail[-_TAIL:]
-        chunk = await read()
+    try:
+        while chunk:
+            tail += chunk
+            if len(tail) > 4 * _TAIL:
+                tail = tail[-_TAIL:]
+            shown = chunk if hide is None else hide.feed(chunk)
+            if shown:
+                await send({"type": "http.response.body", "body": shown, "more_body": True})
+            worker.progress += 1
+            chunk = await read()
+    except asyncio.CancelledError:
+        # Many clients leave with the last event, and the upstream ends its answer a moment later.
+        if not (call.gone and tail.endswith(DONE)):
+            raise
     end = upstream.wire.stream_end(tail, call.request.task)
     if end is StreamEnd.TRUNCATED:
         raise UpstreamBroken(f"{upstream.target} ended its stream before the answer was whole.")

@@ -202,9 +202,11 @@ class FrameTranslator(Translator, Protocol):
 
 
 class Wire(Protocol):
-    """A format that clients speak too: bodies pass through, only the model's name is exchanged."""
+    """A format that clients speak too: bodies pass through, only the model's name is exchanged. ``asks_usage``: streams
+    are asked for their tokens also where the client has not (``stream_usage.py``)."""
 
     name: str
+    asks_usage: bool
 
     def path(self, task: Task) -> str | None:
         """The path under the upstream's base URL, or None where the format has no such task."""

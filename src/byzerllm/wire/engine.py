@@ -25,6 +25,7 @@ class EngineWire(OpenAIWire):
     """
 
     name = "engine"
+    asks_usage = True
 
     def path(self, task: Task) -> str | None:
         return SURFACES[task]

@@ -30,6 +30,7 @@ class LlamaCppWire(EngineWire):
     """Its chats pass through."""
 
     name = "llama_cpp"
+    asks_usage = False  # it tells them in any case
 
     def __init__(self) -> None:
         self.adapters: Mapping[Task, Adapter] = {
