@@ -9,9 +9,14 @@ import textwrap
 from importlib import import_module
 from pathlib import Path
 
-from byzerllm.engines import names
-from byzerllm.engines.recipes import TESTED, recipe
+from scripts import test_gpu
 
+from byzerllm.engines import names
+from byzerllm.engines.parameters import Parameter
+from byzerllm.engines.recipes import TESTED, recipe
+from byzerllm.engines.vllm_arguments import FORMS, MAIN, OURS, TABLE_VERSION
+
+VLLM_PAGE = f"https://docs.vllm.ai/en/v{TABLE_VERSION}/cli/serve/"
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "engines.md"
 
 # Of each engine: the models it runs, and what it is best at.
@@ -19,24 +24,28 @@ _ABOUT = {
     "vllm": ("model folders, names on the Hugging Face hub", "many requests at once on GPUs; the first choice there"),
     "llama_cpp": ("GGUF files", "quantised models, machines without a GPU, a quick start"),
     "transformers": ("model folders of every task", "speech, images, and models that no other engine knows"),
+    "funasr": ("folders of SenseVoice models", "speech in Chinese and its neighbours, with moods; quick on a CPU"),
     "deepspeed": ("model folders of text models", "kernel injection, and one model over several ranks; vllm is better"),
 }
-# Where the names of an engine's parameters are: a mapping in one of its modules, and what stands before each name.
+# Where an engine's parameters are described: a mapping in one of its modules, and what stands before each name.
 _PARAMETERS = {
-    "vllm": ("vllm_arguments:FORMS", "backend."),
+    "vllm": ("vllm_arguments:MAIN", "backend."),
     "llama_cpp": ("llama_cpp_parameters:PARAMETERS", ""),
     "transformers": ("hf_parameters:TRANSFORMERS", "backend."),
+    "funasr": ("funasr:PARAMETERS", ""),
     "deepspeed": ("hf_parameters:DEEPSPEED", "backend."),
 }
+_LITERAL = re.compile(r"(?!none$)[-\w.]+")  # a default that could be typed
 
 HEAD = """# Engines
 
 What runs the weights of a private instance: `--infer_backend NAME`. This page is written by `scripts/engine_docs.py`
 from the tables in `src/byzerllm/engines/`.
 
-Without `--infer_backend` the engine is chosen, and said: `llama_cpp` for a GGUF file; `vllm` for a model folder or a
-name on the Hugging Face hub whose workers have GPUs (`--gpus_per_worker`); else `transformers`, which reads folders
-only. Models for speech and images, and the older types, such as `custom/bge`, are run by `transformers` on GPUs too.
+Without `--infer_backend` the engine is chosen, and said: `llama_cpp` for a GGUF file; `funasr` for a SenseVoice model;
+`vllm` for a model folder or a name on the Hugging Face hub whose workers have GPUs (`--gpus_per_worker`); else
+`transformers`, which reads folders only. Models for speech and images, and the older types, such as `custom/bge`, are
+run by `transformers` on GPUs too.
 
 ```bash
 byzerllm deploy --pretrained_model_type custom/auto --infer_backend vllm --model_path /models/zephyr-7b \\
@@ -48,7 +57,8 @@ byzerllm deploy --pretrained_model_type custom/auto --infer_backend vllm --model
 * No engine fetches what a request names: images and sounds are inside it (`data:image/png;base64,...`), else it is
   refused. `vllm` can be allowed to fetch from chosen places (see there).
 * While a worker starts, `deploy` and `stat --detail` say what it does. It is ready when it has answered a real request.
-* If it fails, the cause comes first, then the last lines of its log; `byzerllm logs` has all of them.
+* If it fails, the cause comes first, then the last lines of its log; `byzerllm logs` has all of them. That the kernel
+  ended it for lack of memory is said with the numbers, where the kernel tells.
 
 ## Installing
 
@@ -67,7 +77,7 @@ further source, builds of PyTorch for CPUs come from `download.pytorch.org` on m
 
 def render() -> str:
     """The whole page."""
-    parts = [HEAD, *_engine_table(), "", *_version_table(), ""]
+    parts = [HEAD, *_engine_table(), "", *_version_table(), "", *test_gpu.kept()]
     for name in _ABOUT:
         parts += [f"## {name}", "", _description(name), "", *_parameters(name), ""]
     return "\n".join(parts).replace("\n\n\n", "\n\n").rstrip("\n") + "\n"
@@ -113,8 +123,40 @@ def _description(name: str) -> str:
 def _parameters(name: str) -> list[str]:
     place, prefix = _PARAMETERS[name]
     module, _, table = place.partition(":")
-    known = sorted(getattr(import_module(f"byzerllm.engines.{module}"), table))
-    return ["Parameters that it knows:", "", " ".join(f"`{prefix}{parameter}`" for parameter in known)]
+    known: dict[str, Parameter] = getattr(import_module(f"byzerllm.engines.{module}"), table)
+    rows = ["| parameter | values | default | meaning |", "|---|---|---|---|"]
+    rows += [_row(prefix + parameter, said) for parameter, said in known.items()]
+    return [*rows, *(_rest_of_vllm() if name == "vllm" else [])]
+
+
+def _row(name: str, said: Parameter) -> str:
+    default = f"`{said.default}`" if _LITERAL.fullmatch(said.default) else said.default
+    cells = (f"`{name}`", said.form.said, default, said.meaning)
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _rest_of_vllm() -> list[str]:
+    """The names that are not described here, and those that are not for users."""
+    rest = " ".join(f"`{name}`" for name in sorted(FORMS.keys() - MAIN.keys()))
+    ours = ", ".join(f"`{name}`" for name in sorted(OURS))
+    return [
+        "",
+        *textwrap.wrap(
+            f"Every other argument is taken too, with `backend.` in front; [vLLM's documentation]({VLLM_PAGE}) "
+            "describes it. Names are checked against the installed vLLM.",
+            120,
+            break_long_words=False,
+            break_on_hyphens=False,
+        ),
+        "",
+        f"<details><summary>Those of vLLM {TABLE_VERSION}</summary>",
+        "",
+        *textwrap.wrap(rest, 120, break_long_words=False, break_on_hyphens=False),
+        "",
+        "</details>",
+        "",
+        *textwrap.wrap(f"Not for users, as byzerllm sets them: {ours}, and those of TLS and data parallelism.", 120),
+    ]
 
 
 def main() -> int:

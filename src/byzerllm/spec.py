@@ -23,7 +23,7 @@ MASK = "******"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,127}")
 _NOT_CUSTOM = frozenset(("CPU", "GPU", "memory", "object_store_memory", "bundle"))  # Ray keeps these names to itself
-_JSON_OBJECT = re.compile(r"[^\s={]+=\s*\{.*\}\s*", re.DOTALL)
+_JSON = re.compile(r"[^\s={\[]+=\s*(?:\{.*\}|\[.*\])\s*", re.DOTALL)
 _TRUE = frozenset(("true", "1", "yes", "on"))
 _FALSE = frozenset(("false", "0", "no", "off"))
 
@@ -118,8 +118,8 @@ def _at_least(flag: str, value: float, low: float, high: float = 1e9) -> None:
 
 
 def parse_params(tokens: Iterable[str]) -> dict[str, str]:
-    """``k=v`` words as a dict; a token may hold several, quoted as in a shell. A value that is a JSON object keeps its
-    quotes.
+    """``k=v`` words as a dict; a token may hold several, quoted as in a shell. A value that is a JSON object or
+    list keeps its quotes.
 
     Raises:
         InvalidInput: a word without ``=`` or without a name.
@@ -127,9 +127,8 @@ def parse_params(tokens: Iterable[str]) -> dict[str, str]:
     params: dict[str, str] = {}
     for token in tokens:
         try:
-            words = (
-                [token] if _JSON_OBJECT.fullmatch(token) and _is_json(token.partition("=")[2]) else shlex.split(token)
-            )
+            is_json = _JSON.fullmatch(token) and _is_json(token.partition("=")[2])
+            words = [token] if is_json else shlex.split(token)
         except ValueError as error:
             raise InvalidInput(f"--infer_params {token!r}: {error}.", param="infer_params") from None
         for word in words:

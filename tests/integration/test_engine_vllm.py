@@ -6,6 +6,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import subprocess
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -19,8 +20,9 @@ from scripts import tiny_hf
 from scripts.tiny_gguf import Shape
 from tests.harness import Byzer, eventually
 
+import byzerllm
 from byzerllm.engines import vllm_installed
-from byzerllm.engines.vllm_arguments import FORMS, our_reason
+from byzerllm.engines.vllm_arguments import FORMS, MAIN, our_reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -134,6 +136,23 @@ def test_a_chat_says_what_the_model_says(byzer: Byzer, chat: str) -> None:
     assert answer["model"] == chat
     stat = byzer.json("stat", "--model", chat)
     assert stat["worker_max_concurrency"] == 20
+
+
+def test_the_tokens_of_a_stream_are_counted_whether_the_client_asks_for_them_or_not(byzer: Byzer, chat: str) -> None:
+    def counted() -> int:
+        stat = eventually(lambda: (found := byzer.json("stat", "--model", chat, "--detail"))["state"] == [20] and found)
+        return int(stat["tokens"]["completion"])
+
+    before = counted()
+    with stream(byzer, chat, max_tokens=8) as chunks:
+        unasked = list(chunks)
+    assert all(chunk["choices"] for chunk in unasked)
+    assert text_of(unasked) == WORDS * 2
+    assert counted() == before + 8
+    with stream(byzer, chat, max_tokens=8, stream_options={"include_usage": True}) as chunks:
+        asked = list(chunks)
+    assert asked[-1]["usage"]["completion_tokens"] == 8
+    assert counted() == before + 16
 
 
 def test_a_stream_comes_in_pieces_and_counts_its_tokens(byzer: Byzer, chat: str) -> None:
@@ -250,3 +269,26 @@ def test_the_table_of_arguments_is_that_of_the_installed_version(byzer: Byzer) -
     assert for_cpu
     names = vllm_installed._ask(python, version)
     assert {name for name in names if our_reason(name) is None} == set(FORMS)
+
+
+DEFAULTS = """
+import json, sys
+sys.path.append(sys.argv.pop(1))
+from byzerllm.engines.host.vllm_arguments import _MAKERS, _PARSERS, _first
+parser = _first(_MAKERS, "make_arg_parser")(_first(_PARSERS, "FlexibleArgumentParser")())
+found = {name: parser.get_default(name) for name in sys.argv[2:]}
+open(sys.argv[1], "w").write(json.dumps(found, default=str))
+"""
+
+
+def test_the_defaults_that_the_documentation_names_are_those_of_the_installed_version(
+    byzer: Byzer, tmp_path: Path
+) -> None:
+    python = byzer.home / "engines" / "vllm" / "bin" / "python"
+    sources = Path(byzerllm.__file__).resolve().parents[1]
+    answer = tmp_path / "defaults.json"
+    subprocess.run([python, "-I", "-c", DEFAULTS, sources, answer, *MAIN], check=True, timeout=START)
+    for name, value in json.loads(answer.read_text("utf-8")).items():
+        if value not in (None, "", {}):
+            said = str(value).lower()
+            assert said == MAIN[name].default or f"`{said}`" in MAIN[name].default, name

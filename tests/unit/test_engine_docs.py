@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from scripts.engine_docs import PAGE, render
 
 from byzerllm.engines import engine, names
 from byzerllm.engines.recipes import TESTED
+from byzerllm.engines.vllm_arguments import FORMS
 from byzerllm.spec import DeploymentSpec
+
+
+def section(name: str) -> str:
+    return PAGE.read_text("utf-8").partition(f"\n## {name}\n")[2].partition("\n## ")[0]
 
 
 def test_the_page_is_up_to_date() -> None:
@@ -15,9 +22,20 @@ def test_the_page_is_up_to_date() -> None:
 
 
 @pytest.mark.parametrize("name", names())
-def test_every_engine_is_described_with_its_parameters(name: str) -> None:
-    section = PAGE.read_text("utf-8").partition(f"\n## {name}\n")[2].partition("\n## ")[0]
-    assert "Parameters that it knows:\n\n`" in section
+def test_every_parameter_has_a_row_that_says_all_of_it(name: str) -> None:
+    table = section(name).partition("| parameter | values | default | meaning |\n|---|---|---|---|\n")[2]
+    rows = [re.split(r"(?<!\\) ?\| ?", row) for row in table.partition("\n\n")[0].splitlines()]
+    assert rows
+    for row in rows:
+        assert len(row) == 6, row
+        assert all(row[1:-1]), row
+        assert not row[4].endswith("."), row
+
+
+def test_every_argument_of_vllm_is_named_once() -> None:
+    named = re.findall(r"^\| `backend\.(\w+)`", section("vllm"), re.MULTILINE)
+    named += re.findall(r"`(\w+)`", section("vllm").partition("<details>")[2].partition("</details>")[0])
+    assert sorted(named) == sorted(FORMS)
 
 
 @pytest.mark.parametrize("name", names())

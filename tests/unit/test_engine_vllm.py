@@ -124,6 +124,32 @@ def test_each_form_of_an_argument_on_the_command_line() -> None:
     ]
 
 
+@pytest.mark.parametrize("modules", ["tiny=/a,other=/b", '{"name": "tiny", "path": "/a"}'])
+def test_the_adapter_with_the_instances_name_answers(modules: str) -> None:
+    given = options(params={"backend.enable_lora": "true", "backend.lora_modules": modules})
+    assert given.warnings == ()
+    launch = VLLM.command(given, "127.0.0.1", 7, "secret")
+    assert "--served-model-name=tiny-base" in launch.argv, "vLLM takes a name once"
+    assert json.loads(launch.ready_body)["model"] == "tiny"
+
+
+def test_adapters_that_no_request_reaches_are_told() -> None:
+    given = options(params={"backend.enable_lora": "true", "backend.lora_modules": "other=/a"})
+    assert "no adapter has the instance's name, tiny" in given.warnings[0]
+    assert "--served-model-name=tiny" in VLLM.command(given, "127.0.0.1", 7, "secret").argv
+
+
+@pytest.mark.parametrize("modules", ["tiny", "tiny=", "=/a", '{"name": "tiny"}', "[1]", '{"name": 1, "path": "/a"}'])
+def test_an_adapter_without_a_name_or_path_is_refused(modules: str) -> None:
+    refused = refusal({"backend.enable_lora": "true", "backend.lora_modules": modules})
+    assert "must be name=path" in refused.message
+    assert refused.param == "backend.lora_modules"
+
+
+def test_adapters_are_refused_where_they_are_not_enabled() -> None:
+    assert "needs backend.enable_lora=true" in refusal({"backend.lora_modules": "tiny=/a"}).message
+
+
 def test_a_length_that_is_to_be_found_out() -> None:
     assert list(flags({"max_model_len": arguments({"backend.max_model_len": "auto"})["max_model_len"]})) == [
         "--max-model-len=-1"
@@ -210,8 +236,8 @@ def test_vllm_fetches_only_from_where_the_deployer_says() -> None:
         ("/models/m", {"dtype": "half", "chat_template": "{% if a/b %}", "compilation_config": '{"mode": 3}'}, True),
         ("/models/m", {"tokenizer": "owner/tokens"}, False),
         ("/models/m", {"speculative_config": '{"model": "owner/draft", "num_speculative_tokens": 3}'}, False),
-        ("/models/m", {"lora_modules": "a=/here,b=owner/adapter"}, False),
-        ("/models/m", {"lora_modules": '[{"name": "b", "path": "owner/adapter"}]'}, False),
+        ("/models/m", {"enable_lora": "1", "lora_modules": "a=/here,b=owner/adapter"}, False),
+        ("/models/m", {"enable_lora": "1", "lora_modules": '[{"name": "b", "path": "owner/adapter"}]'}, False),
         ("owner/model", {}, False),
     ],
 )

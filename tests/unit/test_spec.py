@@ -140,6 +140,11 @@ def test_the_first_equals_sign_divides_and_the_last_value_counts() -> None:
     }
 
 
+@pytest.mark.parametrize("value", ['{"a": [1, "b"]}', '[{"name": "a b", "path": "/a"}]', '["x"]'])
+def test_json_keeps_its_quotes(value: str) -> None:
+    assert parse_params([f"backend.x={value}", "y=1"]) == {"backend.x": value, "y": "1"}
+
+
 @pytest.mark.parametrize("token", ["saas.api_key", "=value", "a=1 b", "a='unclosed"])
 def test_a_word_that_is_no_parameter_is_refused(token: str) -> None:
     with pytest.raises(InvalidInput, match="--infer_params") as caught:

@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from pathlib import Path
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from byzerllm.engines.hf_folder import Kind
+from byzerllm.engines.parameters import BOOLEAN, PATH, TEXT, Form, Parameter, choice, number, read_path, whole
 from byzerllm.errors import InvalidInput
-from byzerllm.spec import parse_bool, parse_float, parse_int, unknown
+from byzerllm.spec import unknown
 
 PREFIX = "backend."
 
-Reader = Callable[[str, str], Any]
-
-
-def _choice(*words: str) -> Reader:
-    def read(name: str, text: str) -> str:
-        word = text.strip().lower().removeprefix("torch.")
-        if word not in words:
-            raise InvalidInput(f"{name}={text!r} must be one of {', '.join(words)}.", param=name)
-        return word
-
-    return read
+_DTYPES = choice("auto", "bfloat16", "float16", "float32")
 
 
 def _dtype(name: str, text: str) -> str:
     short = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"}
     word = text.strip().lower().removeprefix("torch.")
-    found: str = _choice("auto", "bfloat16", "float16", "float32")(name, short.get(word, word))
+    found: str = _DTYPES.read(name, short.get(word, word))
     return found
 
 
@@ -41,57 +31,69 @@ def _bits(name: str, text: str) -> int:
     return bits
 
 
-def _path(name: str, text: str) -> str:
-    if not text:
-        raise InvalidInput(f"{name} is empty.", param=name)
-    return str(Path(text).expanduser())
-
-
 def _template(name: str, text: str) -> str:
-    return text if "{" in text else _path(name, text)
+    return text if "{" in text else read_path(name, text)
 
 
-def _text(name: str, text: str) -> str:
-    if not text:
-        raise InvalidInput(f"{name} is empty.", param=name)
-    return text
-
-
-def _whole(low: int) -> Reader:
-    return lambda name, text: parse_int(name, text, low)
-
-
-def _number(low: float) -> Reader:
-    return lambda name, text: parse_float(name, text, low)
-
-
-TRANSFORMERS: Mapping[str, Reader] = {
-    "dtype": _dtype,
-    "max_model_len": _whole(8),
-    "trust_remote_code": parse_bool,
-    "chat_template": _template,
-    "attn_implementation": _text,
-    "device": _choice("cpu", "cuda", "mps"),
-    "quantization": _bits,
-    "llm_int8_threshold": _number(0),
-    "lora_path": _path,
+TRANSFORMERS: Mapping[str, Parameter] = {
+    "dtype": Parameter(
+        Form(_DTYPES.said, _dtype),
+        "`auto`: as the weights were saved, but float32 for float16 on a CPU",
+        "data type of the weights and of what is computed",
+    ),
+    "max_model_len": Parameter(
+        whole(8),
+        "the model's own context, or as much of it as there is memory for",
+        "the most tokens that a prompt and its answer may have together",
+    ),
+    "trust_remote_code": Parameter(
+        BOOLEAN, "`false`: such a model is refused", "run the Python code that is in the model's folder"
+    ),
+    "chat_template": Parameter(
+        Form("path, or the template itself", _template),
+        "the model's own",
+        "Jinja template that makes a prompt of messages",
+    ),
+    "attn_implementation": Parameter(
+        TEXT,
+        "what transformers chooses",
+        "how attention is computed, by transformers' names: `sdpa`, `eager`, `flash_attention_2`",
+    ),
+    "device": Parameter(choice("cpu", "cuda", "mps"), "a GPU where the worker has one", "where the model runs"),
+    "quantization": Parameter(
+        Form("4, 8", _bits),
+        "none",
+        "load the weights in so many bits, with bitsandbytes: less memory, some quality lost",
+    ),
+    "llm_int8_threshold": Parameter(
+        number(0), "6", "for `quantization=8`: activations beyond it are computed in 16 bits"
+    ),
+    "lora_path": Parameter(PATH, "none", "folder of a LoRA adapter, which is merged into the weights"),
 }
 _WEIGHTS = ("dtype", "device")
 _LIBRARY = (*_WEIGHTS, "trust_remote_code", "attn_implementation", "quantization", "llm_int8_threshold")
 # Which of them each kind of model has a use for.
 OF_KIND: Mapping[Kind, Collection[str]] = {
     Kind.CAUSAL_LM: TRANSFORMERS,
-    Kind.VISION_CHAT: TRANSFORMERS,
+    Kind.MULTIMODAL_CHAT: TRANSFORMERS,
     Kind.EMBEDDING: (*_LIBRARY, "max_model_len"),
     Kind.RERANKER: (*_LIBRARY, "max_model_len"),
     Kind.TRANSCRIPTION: _LIBRARY,
     Kind.SPEECH: _LIBRARY,
     Kind.IMAGE: _WEIGHTS,
 }
-DEEPSPEED: Mapping[str, Reader] = {
+DEEPSPEED: Mapping[str, Parameter] = {
     **{name: TRANSFORMERS[name] for name in ("dtype", "max_model_len", "trust_remote_code", "chat_template")},
-    "tp_size": _whole(1),
-    "replace_with_kernel_inject": parse_bool,
+    "tp_size": Parameter(
+        whole(1),
+        "the whole GPUs of a worker, 1 without a GPU",
+        "ranks that share the model, each a process with its part of every matrix",
+    ),
+    "replace_with_kernel_inject": Parameter(
+        BOOLEAN,
+        "false",
+        "compute with DeepSpeed's own kernels, for architectures that have them, on one GPU; one request at a time",
+    ),
 }
 # As the older tool spelt them, or other engines do.
 ALIASES = {
@@ -108,7 +110,9 @@ WITHOUT_EFFECT = {
 }
 
 
-def read_all(engine: str, table: Mapping[str, Reader], params: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
+def read_all(
+    engine: str, table: Mapping[str, Parameter], params: Mapping[str, str]
+) -> tuple[dict[str, Any], list[str]]:
     """The values by their names without prefix, and warnings.
 
     Raises:
@@ -128,12 +132,12 @@ def read_all(engine: str, table: Mapping[str, Reader], params: Mapping[str, str]
             raise unknown(f"{engine} parameter", param, names, param=param)
         if name in values:
             raise InvalidInput(f"{PREFIX}{name} is given twice, once as {param}.", param=param)
-        values[name] = table[name](param, text)
+        values[name] = table[name].read(param, text)
     return values, warnings
 
 
 def check_kind(kind: Kind, values: Mapping[str, Any]) -> None:
-    """Raises InvalidInput: a parameter has no meaning for this kind of model."""
+    """Raises InvalidInput: a parameter has no meaning for this kind of model, or without another one."""
     known = OF_KIND[kind]
     for name in values:
         if name not in known:
@@ -143,3 +147,9 @@ def check_kind(kind: Kind, values: Mapping[str, Any]) -> None:
                 hint=f"It takes {listed}.",
                 param=PREFIX + name,
             )
+    if "llm_int8_threshold" in values and values.get("quantization") != 8:
+        raise InvalidInput(
+            f"{PREFIX}llm_int8_threshold has no meaning without {PREFIX}quantization=8.",
+            hint=f"Add {PREFIX}quantization=8, or leave it out.",
+            param=f"{PREFIX}llm_int8_threshold",
+        )

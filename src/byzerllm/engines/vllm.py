@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +97,10 @@ class Vllm:
         if tasks is not _CHAT:
             values["runner"] = "pooling"
         slots = spec.worker_concurrency or DEFAULT_SLOTS
+        if values.get("lora_modules") and not values.get("enable_lora"):
+            raise InvalidInput(f"{PREFIX}lora_modules needs {PREFIX}enable_lora=true.", param=f"{PREFIX}lora_modules")
+        if "lora_modules" in values and spec.name not in _adapters(values):
+            warnings.append(f"{PREFIX}lora_modules has no effect: no adapter has the instance's name, {spec.name}.")
         wire = _media(values)
         _divide(values, spec.gpus_per_worker)
         _add_defaults(values, spec.gpus_per_worker, slots)
@@ -137,6 +142,7 @@ class Vllm:
             "slots": options.slots,
             "values": given["arguments"],
             "on_gpu": given["gpus"] > 0,
+            "shares_gpu": 0 < given["gpus"] < 1,
             "threads": given["threads"],
             "sharers": given["sharers"],
             "offline": local and not any(map(_on_hub, given["arguments"].values())),
@@ -151,7 +157,8 @@ class Vllm:
         }
         own = {
             "model": str(Path(path).expanduser()) if local else path,
-            "served_model_name": given["name"],
+            # An adapter of this name answers in the model's place.
+            "served_model_name": given["name"] + ("-base" if given["name"] in _adapters(given["arguments"]) else ""),
             "host": host,
             "port": port,
             "disable_uvicorn_access_log": True,
@@ -190,6 +197,32 @@ def _read_all(params: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
             raise InvalidInput(f"{PREFIX}{name} is given twice, once as {param}.", param=param)
         values[name] = vllm_arguments.read(name, text)
     return values, warnings
+
+
+def _adapters(values: Mapping[str, Any]) -> dict[str, str]:
+    """Name and path of each LoRA adapter."""
+    return dict(_adapter(module) for module in values.get("lora_modules", ()))
+
+
+def _adapter(module: str) -> tuple[str, str]:
+    """One that is given as ``name=path`` or as a JSON object.
+
+    Raises:
+        InvalidInput: it is neither.
+    """
+    name, _, path = module.partition("=")
+    if module.startswith("{"):
+        with suppress(ValueError):
+            found = json.loads(module)
+            name, path = found.get("name"), found.get("path")
+    if not (name and isinstance(name, str) and path and isinstance(path, str)):
+        param = f"{PREFIX}lora_modules"
+        raise InvalidInput(
+            f"{param}: {module!r} must be name=path.",
+            hint='Or a JSON object with "name" and "path".',
+            param=param,
+        )
+    return name, path
 
 
 def _settable() -> list[str]:
@@ -278,12 +311,10 @@ def _has_folder(path: str, values: Mapping[str, Any]) -> bool:
 
 def _check_paths(values: Mapping[str, Any]) -> None:
     """The files that arguments name, as far as these are paths and not names on a hub."""
-    named = {"chat_template": values.get("chat_template", "")}
+    named = {name: values.get(name, "") for name in ("chat_template", "allowed_local_media_path")}
     if "{" in named["chat_template"]:  # the template itself
-        named.clear()
-    for module in values.get("lora_modules", ()):
-        if not module.startswith("{"):
-            named[f"lora_modules {module.partition('=')[0]}"] = module.partition("=")[2]
+        del named["chat_template"]
+    named |= {f"lora_modules {name}": path for name, path in _adapters(values).items()}
     for name, path in named.items():
         if path and not (hf_folder.looks_like_hub_name(path) or (path.startswith("/") and Path(path).exists())):
             raise InvalidInput(

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from enum import Enum
 from typing import Any
 
+from byzerllm.engines import parameters
+from byzerllm.engines.parameters import BOOLEAN, Parameter
 from byzerllm.errors import InvalidInput
 from byzerllm.spec import parse_bool, parse_float, parse_int
 
@@ -150,8 +152,12 @@ def read(name: str, text: str) -> Any:
         InvalidInput: a value that this argument cannot have.
     """
     param = PREFIX + name
+    return MAIN[name].read(param, text) if name in MAIN else _read(param, text)
+
+
+def _read(param: str, text: str) -> Any:
     text = text.strip()
-    form = FORMS.get(name)
+    form = FORMS.get(param.removeprefix(PREFIX))
     if not text:
         raise InvalidInput(f"{param} is empty.", param=param)
     if form in (Form.SWITCH, Form.FLAG) or (form is None and text.lower() in ("true", "false")):
@@ -190,6 +196,96 @@ def _json(param: str, text: str) -> Any:
         return json.loads(text)
     except ValueError as error:
         raise InvalidInput(f"{param}={text!r} is no JSON: {error}.", param=param) from None
+
+
+_SAID = {
+    Form.SWITCH: BOOLEAN.said,
+    Form.FLAG: BOOLEAN.said,
+    Form.WHOLE: "whole number",
+    Form.NUMBER: "number",
+    Form.LIST: "words with commas",
+    Form.TEXT: "text",
+}
+_SIZE_SAID = "whole number, also 32k (32000) or 32K (32768)"
+
+
+def _main(name: str, default: str, meaning: str, said: str = "") -> tuple[str, Parameter]:
+    return name, Parameter(parameters.Form(said or _SAID[FORMS[name]], _read), default, meaning)
+
+
+# What users set most. A default that could be typed is that of vLLM's own parser; a test compares them.
+MAIN: Mapping[str, Parameter] = dict((
+    # those of the deployment guide
+    _main("gpu_memory_utilization", "0.9 of the GPU, or of the part of it that the worker has (vLLM: `0.92`)",
+          "the part of a GPU's memory that weights and KV cache may have together", "number from 0 to 1"),
+    _main("max_model_len", "the model's own context",
+          "the most tokens that a prompt and its answer may have together; `auto`: as many as there is memory for",
+          _SIZE_SAID),
+    _main("enforce_eager", "`false`; true without a GPU", "no CUDA graphs, no compiling: starts sooner, runs slower"),
+    _main("trust_remote_code", "false", "run the Python code that is in the model's folder"),
+    # the model
+    _main("dtype", "`auto`: as the weights were saved; on a GPU 16 bits instead of float32",
+          "data type of the weights and of what is computed", "auto, bfloat16, float16, float32"),
+    _main("quantization", "as the model's config.json says", "how the weights are quantised",
+          "awq, gptq, fp8, compressed-tensors and others"),
+    _main("load_format", "`auto`: safetensors, else PyTorch's own", "form of the weights' files",
+          "auto, safetensors, pt, mistral, dummy and others"),
+    _main("tokenizer", "the model's own", "another folder or name on the hub for the tokenizer"),
+    _main("tokenizer_mode", "auto", "whose tokenizer reads the files", "auto, hf, mistral and others"),
+    _main("revision", "the newest", "branch, tag or commit of a model on the hub"),
+    _main("download_dir", "the hub's own cache", "folder for models from the hub", "path"),
+    _main("hf_token", "none", "token for models on the hub that need one; `env:NAME` keeps it secret"),
+    _main("hf_overrides", "none", "changes of the model's config.json", "JSON object"),
+    # memory
+    _main("kv_cache_memory_bytes", "what `gpu_memory_utilization` leaves; without a GPU 4 GiB at most",
+          "bytes of the KV cache, on each GPU", _SIZE_SAID),
+    _main("kv_cache_dtype", "`auto`: that of the model", "data type of the KV cache; fp8 takes half the memory",
+          "auto, bfloat16, float16, fp8 and others"),
+    _main("cpu_offload_gb", "0", "GiB of weights, for each GPU, that stay in RAM: slower"),
+    # many requests at once
+    _main("max_num_seqs", "the worker's slots: `--worker_concurrency`, else 100",
+          "the most requests that are computed at once"),
+    _main("max_num_batched_tokens", "2048 to 16384, by the GPU's memory",
+          "tokens that are computed in one step: more for throughput, fewer for a steady stream", _SIZE_SAID),
+    _main("enable_prefix_caching", "true where the model can", "reuse what earlier requests began with"),
+    _main("enable_chunked_prefill", "true where the model can",
+          "read long prompts in pieces, between which others go on"),
+    _main("tensor_parallel_size", "the whole GPUs of a worker (vLLM: `1`)", "GPUs that share each layer"),
+    _main("pipeline_parallel_size", "1", "groups of GPUs that have some of the layers each"),
+    _main("speculative_config", "none", "a draft model or method that guesses ahead", "JSON object"),
+    # chats
+    _main("chat_template", "the model's own", "Jinja template that makes a prompt of messages",
+          "path, or the template itself"),
+    _main("default_chat_template_kwargs", "none", 'what templates get, such as `{"enable_thinking": false}`',
+          "JSON object"),
+    _main("enable_auto_tool_choice", "false", "the model may decide to call a tool; needs `tool_call_parser`"),
+    _main("tool_call_parser", "none", "in whose form the model writes its calls of tools",
+          "hermes, llama3_json, mistral, qwen3_coder and others"),
+    _main("reasoning_parser", "none", "in whose form the model thinks; its thoughts are then told from its answer",
+          "deepseek_r1, qwen3, openai_gptoss and others"),
+    _main("generation_config", "`auto`: the model's own",
+          "where the sampling parameters of requests that name none come from; `vllm`: vLLM's own",
+          "auto, vllm, path"),
+    _main("override_generation_config", "none", "sampling parameters of requests that name none, one by one",
+          "JSON object"),
+    _main("seed", "0", "seed of what is drawn by chance"),
+    _main("max_logprobs", "20", "the most logprobs for each token"),
+    # adapters, embeddings, images
+    _main("enable_lora", "false", "run the model with LoRA adapters"),
+    _main("lora_modules", "none",
+          "the adapters; the one with the instance's own name answers its requests; needs `enable_lora`",
+          "name=path, with commas"),
+    _main("max_lora_rank", "16", "the largest rank of an adapter"),
+    _main("runner", "`auto`: by the model", "what the model is for", "auto, generate, pooling"),
+    _main("convert", "`auto`: by the model", "make an embedding model or a classifier of another model",
+          "auto, embed, classify, none"),
+    _main("limit_mm_per_prompt", "none", 'the most images and sounds of a request, such as `{"image": 4}`',
+          "JSON object"),
+    _main("allowed_media_domains", "none: they come in the request",
+          "hosts that vLLM may fetch images and sounds from"),
+    _main("allowed_local_media_path", "none: they come in the request",
+          "folder that vLLM may read images and sounds from", "path"),
+))  # fmt: skip
 
 
 def flags(values: Mapping[str, Any]) -> Iterator[str]:

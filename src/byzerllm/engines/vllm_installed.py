@@ -1,7 +1,8 @@
 """What the installed vLLM says of itself: is it for CPUs, and which arguments does it have?
 
 Its command line is described by itself only, after imports of about ten seconds; so it is asked only where our table
-is of another version, in a process of its own, and the answer is kept in its environment.
+is of another version, in a process of its own, and the answer is kept in its environment. That is done when it is
+installed; in an environment that others have made, at the first deployment.
 """
 
 from __future__ import annotations
@@ -46,20 +47,33 @@ def check_names(names: Mapping[str, object], python: str, version: str) -> None:
         EngineMissing: it does not start.
     """
     wanted = [name.partition(".")[0] for name in names]
-    known = _kept(python, version)
-    if known is None and version.partition("+")[0] == TABLE_VERSION:
-        known = frozenset(FORMS)
-    if known is None:
-        try:
-            known = _ask(python, version)
-        except EngineMissing:
-            if all(name in FORMS for name in wanted):
-                return  # its parser may have moved in a later release; it refuses what it lacks when it starts
-            raise
+    try:
+        known = _known(python, version)
+    except EngineMissing:
+        if all(name in FORMS for name in wanted):
+            return  # its parser may have moved in a later release; it refuses what it lacks when it starts
+        raise
     for name in wanted:
         if name not in known:
             settable = [PREFIX + other for other in known if our_reason(other) is None]
             raise unknown(f"parameter of vLLM {version}", PREFIX + name, settable, param=PREFIX + name)
+
+
+def learn_names(python: str) -> str:
+    """Ask the vLLM that was just installed for its arguments, unless they are known; returns what went wrong, which
+    does not harm the installation: the first deployment asks again."""
+    try:
+        _known(python, find(python)[0])
+    except EngineMissing as error:
+        return error.message
+    return ""
+
+
+def _known(python: str, version: str) -> frozenset[str]:
+    kept = _kept(python, version)
+    if kept is None and version.partition("+")[0] == TABLE_VERSION:
+        return frozenset(FORMS)
+    return _ask(python, version) if kept is None else kept
 
 
 def _cache(python: str) -> Path:

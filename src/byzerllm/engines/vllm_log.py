@@ -6,6 +6,7 @@ import re
 
 # What a line says, the first that fits; {1} is the expression's first group.
 _PHASES: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile(r"^byzerllm: phase: (.+)"), "{1}"),
     (re.compile(r"non-default args"), "reading the configuration"),
     (re.compile(r"Initializing a V1 LLM engine"), "starting the engine"),
     (re.compile(r"Starting to load model"), "loading weights"),
@@ -116,6 +117,11 @@ _ADVICE: tuple[tuple[re.Pattern[str], str], ...] = (
         "This vLLM does not have these arguments: {what}",
     ),
     (re.compile(r"error: argument (?P<what>--.+)"), "vLLM refuses the argument {what}"),
+    (re.compile(r"\b\w+\.py: error: (?P<what>.+)"), "vLLM refuses its arguments: {what}"),
+    (
+        re.compile(r"validation errors? for \w+\n(?:.*\s)?(?P<name>\w+)\n.*?(?P<what>Input should .+?) \[type="),
+        "vLLM refuses {name}: {what}.",
+    ),
     (re.compile(r"(?m)^[^\n]*\b(?:Value|Assertion) error, (?P<what>.+?)(?: \[type=|$)"), "vLLM refuses this: {what}"),
 )
 # Where the end begins. Errors before it belong to single requests, which vLLM survives.
