@@ -48,10 +48,11 @@ def test_a_whole_folder(folder: Path) -> None:
         ({"architectures": ["T5ForConditionalGeneration"], "model_type": "t5"}, Kind.CAUSAL_LM),
         ({"architectures": ["ChatGLMModel"], "model_type": "chatglm"}, Kind.CAUSAL_LM),
         ({"architectures": [], "auto_map": {"AutoModelForCausalLM": "m.M"}}, Kind.CAUSAL_LM),
-        ({"architectures": ["LlavaForConditionalGeneration"], "vision_config": {"a": 1}}, Kind.VISION_CHAT),
-        ({"architectures": ["QWenLMHeadModel"], "visual": {"a": 1}}, Kind.VISION_CHAT),
-        ({"architectures": ["InternVLChatModel"], "vision_config": {"a": 1}}, Kind.VISION_CHAT),
-        ({"architectures": ["Qwen2AudioForConditionalGeneration"], "audio_config": {"a": 1}}, Kind.VISION_CHAT),
+        ({"architectures": ["LlavaForConditionalGeneration"], "vision_config": {"a": 1}}, Kind.MULTIMODAL_CHAT),
+        ({"architectures": ["QWenLMHeadModel"], "visual": {"a": 1}}, Kind.MULTIMODAL_CHAT),
+        ({"architectures": ["InternVLChatModel"], "vision_config": {"a": 1}}, Kind.MULTIMODAL_CHAT),
+        ({"architectures": ["Qwen2AudioForConditionalGeneration"], "audio_config": {"a": 1}}, Kind.MULTIMODAL_CHAT),
+        ({"architectures": ["Qwen2_5OmniModel"], "model_type": "qwen2_5_omni"}, Kind.MULTIMODAL_CHAT),
         ({"architectures": ["BertModel"], "model_type": "bert"}, Kind.EMBEDDING),
         ({"architectures": ["XLMRobertaForMaskedLM"]}, Kind.EMBEDDING),
         ({"architectures": ["T5EncoderModel"]}, Kind.EMBEDDING),
@@ -180,10 +181,13 @@ def test_what_is_no_model_folder_is_refused_with_the_reason(folder: Path, tmp_pa
     assert "Qwen/Qwen3-8B" in refusal(tmp_path / "lora")
     (folder / "config.json").write_text("{")
     assert f"{folder / 'config.json'} is no JSON" in refusal(folder)
+    (folder / "config.json").write_text("[" * 100_000)
+    assert f"{folder / 'config.json'} is no JSON" in refusal(folder)
     (folder / "config.json").write_text("[]")
     assert "no JSON object" in refusal(folder)
-    configure(folder, architectures=None)
-    assert "names no architectures" in refusal(folder)
+    for names in (None, 5):
+        configure(folder, architectures=names)
+        assert "names no architectures" in refusal(folder)
     assert hf_folder.kind_of(str(folder)) is None
 
 
@@ -272,6 +276,20 @@ def test_quantised_weights_stay_as_they_are(folder: Path) -> None:
 )
 def test_the_shape_of_the_cache(changes: dict[str, Any], cache: Cache | None) -> None:
     assert read_cache({**LLAMA, **changes}) == cache
+
+
+@pytest.mark.parametrize(
+    ("text", "cache"),
+    [
+        ({"model_type": "qwen2", "vocab_size": 156_032}, Cache(32, 0, 0, 2 * 32 * 128)),  # Qwen2-Audio-7B's
+        ({"model_type": "llama", "num_hidden_layers": 40}, Cache(40, 0, 0, 2 * 32 * 128)),
+        ({"model_type": "mistral", "sliding_window": None}, Cache(32, 0, 0, 2 * 8 * 128)),
+        ({"model_type": "mistral"}, Cache(0, 32, 4096, 2 * 8 * 128)),
+        ({"model_type": "another"}, None),
+    ],
+)
+def test_what_is_left_out_of_the_language_models_part_is_known(text: dict[str, Any], cache: Cache | None) -> None:
+    assert read_cache({"text_config": text}) == read_cache({"thinker_config": {"text_config": text}}) == cache
 
 
 def test_a_window_keeps_no_more_than_itself() -> None:

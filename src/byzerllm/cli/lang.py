@@ -44,7 +44,10 @@ FLAGS: dict[str, tuple[str, str]] = {
     "gpus_per_worker": ("GPUs of one worker", "每个 worker 使用的 GPU 数"),
     "host": ("address to listen on", "监听地址"),
     "image": ("image files that the question is about", "问题所涉及的图片文件"),
-    "infer_backend": ("vllm, llama_cpp, transformers or deepspeed; not for saas/*", "推理引擎，SaaS 模型无需设置"),
+    "infer_backend": (
+        "vllm, llama_cpp, transformers, funasr or deepspeed; not for saas/*",
+        "推理引擎，SaaS 模型无需设置",
+    ),
     "infer_params": (
         "name=value ... of the model; a value may be env:NAME or file:PATH; may be given again",
         "模型参数 name=value，值可为 env:NAME 或 file:PATH，可重复指定",
@@ -60,7 +63,7 @@ FLAGS: dict[str, tuple[str, str]] = {
         "不向厂商校验密钥和模型，也不检查内存是否足够",
     ),
     "no_wait": ("return before the workers are ready", "不等待 worker 就绪"),
-    "name": ("the engine: vllm, llama_cpp, transformers or deepspeed", "推理引擎名称"),
+    "name": ("the engine: vllm, llama_cpp, transformers, funasr or deepspeed", "推理引擎名称"),
     "num_workers": ("number of workers", "worker 数量"),
     "output_file": (
         "write the answer here: text, or what a model for speech or images makes",

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 _CLASSES = {
     "deepspeed": "byzerllm.engines.deepspeed:DeepSpeed",
+    "funasr": "byzerllm.engines.funasr:FunAsr",
     "llama_cpp": "byzerllm.engines.llama_cpp:LlamaCpp",
     "transformers": "byzerllm.engines.transformers:Transformers",
     "vllm": "byzerllm.engines.vllm:Vllm",

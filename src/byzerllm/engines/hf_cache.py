@@ -8,6 +8,15 @@ from typing import Any
 
 # Where a model of several parts keeps what is said of its language model.
 _TEXT_PARTS = ("text_config", "llm_config", "language_config", "thinker_config", "decoder")
+# What older releases of transformers have left out of such a part, as it is what its class has anyway.
+_LEFT_OUT: Mapping[str, Mapping[str, int]] = {
+    kind: {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, **more}
+    for kind, more in {
+        "llama": {"max_position_embeddings": 2048},
+        "mistral": {"max_position_embeddings": 131_072, "num_key_value_heads": 8, "sliding_window": 4096},
+        "qwen2": {"max_position_embeddings": 32_768, "num_key_value_heads": 32},
+    }.items()
+}
 # Kinds of layers (``layer_types``) whose cache does not grow with the sequence.
 _STATES = ("linear", "mamba", "conv", "recurrent", "mlp", "moe", "ssm", "lightning")
 _WINDOWS = ("sliding", "chunked", "local")
@@ -33,8 +42,8 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     for part in _TEXT_PARTS:
         found = config.get(part)
         if isinstance(found, dict) and found:
-            # A thinker again has a text_config of its own.
-            return text_config(found)
+            text = text_config(found)  # a thinker again has a text_config of its own
+            return {**_LEFT_OUT.get(str(text.get("model_type")), {}), **text}
     return config
 
 

@@ -12,6 +12,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from byzerllm.engines.funasr_folder import is_sensevoice
 from byzerllm.engines.hf_cache import Cache, read_cache, text_config
 from byzerllm.engines.hf_weights import DTYPE_BYTES, Weights, bad, read_json, read_weights, unreadable
 from byzerllm.errors import InvalidInput
@@ -28,7 +29,7 @@ class Kind(str, Enum):
     """What a model does, in words for a person."""
 
     CAUSAL_LM = "causal LM"  # from text to text
-    VISION_CHAT = "vision chat"  # a chat that sees images, or hears
+    MULTIMODAL_CHAT = "multimodal chat"  # about images, sounds or both
     EMBEDDING = "embedding model"
     RERANKER = "reranker"  # or another classifier of text
     TRANSCRIPTION = "speech recognition"
@@ -36,7 +37,7 @@ class Kind(str, Enum):
     IMAGE = "text to image"
 
 
-_TEXT = (Kind.CAUSAL_LM, Kind.VISION_CHAT, Kind.EMBEDDING, Kind.RERANKER)
+_TEXT = (Kind.CAUSAL_LM, Kind.MULTIMODAL_CHAT, Kind.EMBEDDING, Kind.RERANKER)
 
 # By the end of an architecture's name, the first that fits.
 _BY_ARCHITECTURE: tuple[tuple[str, Kind], ...] = (
@@ -61,6 +62,7 @@ _BY_MODEL_TYPE: Mapping[str, Kind] = {
         ("vits", "bark", "csm", "dia", "parler_tts", "fastspeech2_conformer", "musicgen", "seamless_m4t"), Kind.SPEECH
     ),
     **dict.fromkeys(("clip", "siglip", "siglip2", "chinese_clip", "align", "colpali", "colqwen2"), Kind.EMBEDDING),
+    **dict.fromkeys(("qwen2_5_omni", "qwen3_omni_moe"), Kind.MULTIMODAL_CHAT),
     "chatglm": Kind.CAUSAL_LM,
 }
 _SENSES = ("vision_config", "visual", "vision_tower", "mm_vision_tower", "audio_config", "img_processor", "vit_config")
@@ -204,6 +206,8 @@ def _config(folder: Path) -> dict[str, Any]:
         raise bad(f"--model_path {folder} holds a GGUF model.", "Use --infer_backend llama_cpp.")
     if not folder.is_dir():
         raise bad(f"--model_path {folder} is a file, not the folder of a model.")
+    if is_sensevoice(str(folder)):
+        raise bad(f"--model_path {folder} holds a SenseVoice model.", "Use --infer_backend funasr.")
     if (folder / "adapter_config.json").is_file():
         base = read_json(folder / "adapter_config.json").get("base_model_name_or_path", "")
         raise bad(f"--model_path {folder} holds a LoRA adapter, no model.", f"Name its base model's folder ({base}).")
@@ -211,8 +215,10 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _architectures(config: Mapping[str, Any]) -> tuple[str, ...]:
-    names = config.get("architectures") or config.get("_class_name") or ()
-    return (names,) if isinstance(names, str) else tuple(str(name) for name in names)
+    names = config.get("architectures") or config.get("_class_name")
+    if isinstance(names, str):
+        return (names,)
+    return tuple(str(name) for name in names) if isinstance(names, list) else ()
 
 
 def _kind(folder: Path, config: Mapping[str, Any]) -> Kind | None:
@@ -231,8 +237,8 @@ def _kind(folder: Path, config: Mapping[str, Any]) -> Kind | None:
         names = tuple(name.removeprefix("AutoModel") for name in remote)
     for end, kind in _BY_ARCHITECTURE:
         if any(name.endswith(end) for name in names):
-            sees = kind is Kind.CAUSAL_LM and any(config.get(key) for key in _SENSES)
-            return Kind.VISION_CHAT if sees else kind
+            perceives = kind is Kind.CAUSAL_LM and any(config.get(key) for key in _SENSES)
+            return Kind.MULTIMODAL_CHAT if perceives else kind
     return Kind.EMBEDDING if any(name.endswith("Model") for name in names) else None
 
 

@@ -80,7 +80,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise lfs_pointer(path)
     try:
         found = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise bad(f"{path} is no JSON: {error}.", "Download it again.") from None
     if not isinstance(found, dict):
         raise bad(f"{path} holds no JSON object.", "Download it again.")
@@ -96,7 +96,7 @@ def read_weights(folder: Path, stem: str = "model") -> Weights | None:
     Raises:
         InvalidInput: a file is missing, cut short, or only a pointer to one.
     """
-    for suffix, read in ((".safetensors", _read_safetensors), (".bin", _read_bin)):
+    for suffix, read in ((".safetensors", _read_safetensors), (".bin", read_bin)):
         files = _files(folder, stem, suffix)
         if files:
             total: Counter[str] = Counter()
@@ -187,8 +187,12 @@ def _damaged(path: Path) -> InvalidInput:
     return bad(f"{path} is no safetensors file, or is damaged: its header makes no sense.", "Download it again.")
 
 
-def _read_bin(path: Path) -> dict[str, int]:
-    """``torch.save`` writes a ZIP file, whose list of contents is at its end."""
+def read_bin(path: Path) -> dict[str, int]:
+    """A file of ``torch.save``, which writes a ZIP file, whose list of contents is at its end.
+
+    Raises:
+        InvalidInput: it cannot be read, is cut short, or is only a pointer to one.
+    """
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
