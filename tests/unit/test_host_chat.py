@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from tests.hosted import NOW, Host, Speller
 
+from byzerllm.engines.host.backend import JsonSchema
+
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
 ASK: dict[str, Any] = {"model": "x", "messages": [{"role": "user", "content": "hi"}]}
 
@@ -153,7 +155,7 @@ def test_logprobs_come_with_every_token() -> None:
         ({"messages": [{"content": "x"}]}, "messages"),
         ({"temperatur": 1}, "temperatur"),
         ({"stream_options": {"include": True}}, "include"),
-        ({"parallel_tool_calls": False}, "parallel_tool_calls"),
+        ({"parallel_tool_calls": 1}, "parallel_tool_calls"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": [{"type": "retrieval"}]}, "tools"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
@@ -202,7 +204,8 @@ def test_the_schema_reaches_the_sampling() -> None:
     chat(model, response_format={"type": "json_object"})
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
     chat(model, response_format={"type": "json_schema", "json_schema": {"name": "s", "schema": schema}})
-    assert [json.loads(job.sampling.schema or "") for job in model.jobs] == [{"type": "object"}, schema]
+    structures = [job.sampling.structure for job in model.jobs]
+    assert structures == [JsonSchema(json.dumps(one)) for one in ({"type": "object"}, schema)]
 
 
 def test_template_options_and_tools_reach_the_prompt() -> None:
@@ -217,34 +220,6 @@ def test_template_options_and_tools_reach_the_prompt() -> None:
     assert options == {"enable_thinking": False, "add_generation_prompt": True, "continue_final_message": False}
     chat(model, tools=tools, tool_choice="none")
     assert model.prompts[1][1] is None
-
-
-def test_tool_calls_are_taken_out_of_the_text() -> None:
-    tools = [{"type": "function", "function": {"name": "f"}}]
-    model = Speller('I look. <tool_call>\n{"name": "f", "arguments": {"a": "é"}}\n</tool_call>', tool_format="hermes")
-    choice = chat(model, tools=tools)["choices"][0]
-    assert choice["finish_reason"] == "tool_calls"
-    assert choice["message"]["content"] == "I look."
-    call = choice["message"]["tool_calls"][0]
-    assert call["function"] == {"name": "f", "arguments": '{"a": "é"}'}
-    events = streamed(model, tools=tools)
-    deltas = [choice["delta"] for event in events for choice in event["choices"]]
-    assert text_of(events) == "I look."
-    assert [d["tool_calls"][0]["function"]["name"] for d in deltas if "tool_calls" in d] == ["f"]
-    assert events[-1]["choices"][0]["finish_reason"] == "tool_calls"
-
-
-def test_what_only_looks_like_a_call_stays_text() -> None:
-    tools = [{"type": "function", "function": {"name": "f"}}]
-    model = Speller("<tool_call>no json</tool_call> <tool", tool_format="hermes")
-    choice = chat(model, tools=tools)["choices"][0]
-    assert (choice["message"]["content"], choice["finish_reason"]) == (model.says, "stop")
-    assert text_of(streamed(model, tools=tools)) == model.says
-
-
-def test_without_tools_in_the_request_nothing_is_taken_out() -> None:
-    says = '<tool_call>{"name": "f"}</tool_call>'
-    assert chat(Speller(says, tool_format="hermes"))["choices"][0]["message"]["content"] == says
 
 
 # Completions

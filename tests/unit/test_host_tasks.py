@@ -18,6 +18,8 @@ from tests.hosted import NOW, Host, Speller
 from byzerllm.engines.host.app import ROUTES
 from byzerllm.engines.host.backend import Job, Picture, Recording, Scores, Segment, Sound, Token, Transcript, Vectors
 
+WORDS = [{"word": "a", "start": 0.25, "end": 1.5}]
+
 
 class Embedder:
     async def embed(self, texts: list[str] | list[list[int]], dimensions: int | None) -> Vectors:
@@ -35,7 +37,8 @@ class Transcriber:
 
     async def transcribe(self, recording: Recording) -> Transcript:
         self.got.append(recording)
-        return Transcript("a b", [Segment(0.0, 1.5, " a"), Segment(3661.25, 3662.0, " b")], "en", 2.5)
+        segments = [Segment(0.0, 1.5, " a"), Segment(3661.25, 3662.0, " b")]
+        return Transcript("a b", segments, "en", 2.5, [Segment(0.25, 1.5, " a")])
 
 
 class Speaker:
@@ -145,6 +148,24 @@ def test_a_transcript_comes_in_the_form_that_was_asked_for(format_: str, expecte
 def test_a_verbose_transcript_has_its_segments() -> None:
     answer = transcribe(Transcriber(), file=b"x", response_format="verbose_json", language="en", temperature="0.5")
     assert answer.json()["segments"][1] == {"id": 1, "start": 3661.25, "end": 3662.0, "text": " b"}
+    assert "words" not in answer.json()
+
+
+@pytest.mark.parametrize(
+    ("asked", "segments", "words"),
+    [(["segment"], True, False), (["word"], False, True), (["word", "segment"], True, True)],
+)
+def test_a_verbose_transcript_has_the_times_that_were_asked_for(asked: list[str], segments: bool, words: bool) -> None:
+    model = Transcriber()
+    body, content_type = form(file=b"x", response_format="verbose_json")
+    more = "".join(
+        f'--XyZ\r\nContent-Disposition: form-data; name="timestamp_granularities[]"\r\n\r\n{one}\r\n' for one in asked
+    )
+    host = Host(model, "transcription")
+    answer = host.post("/v1/audio/transcriptions", more.encode() + body, content_type=content_type).json()
+    assert (model.got[0].timestamps, model.got[0].words) == (segments, words)
+    assert ("segments" in answer, "words" in answer) == (segments, words)
+    assert answer.get("words", WORDS) == WORDS
 
 
 @pytest.mark.parametrize(
@@ -156,6 +177,8 @@ def test_a_verbose_transcript_has_its_segments() -> None:
         ({"file": b"x", "stream": "true"}, "stream"),
         ({"file": b"x", "languages": "en"}, "languages"),
         ({"file": b"x", "timestamp_granularities[]": "word"}, "timestamp_granularities[]"),
+        ({"file": b"x", "timestamp_granularities": "word", "response_format": "srt"}, "timestamp_granularities[]"),
+        ({"file": b"x", "timestamp_granularities[]": "char"}, "timestamp_granularities[]"),
     ],
 )
 def test_a_wrong_transcription_is_refused(fields: dict[str, Any], named: str) -> None:

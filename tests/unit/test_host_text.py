@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Sequence
 from contextlib import aclosing
 
@@ -10,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from byzerllm.engines.host.backend import Job, Prompt, Sampling, Token
+from byzerllm.engines.host.backend import ForcedCalls, Function, Job, Prompt, Sampling, Token
 from byzerllm.engines.host.runner import Runner, Ticket
 from byzerllm.engines.host.text import TextStream, overlap
-from byzerllm.engines.host.tool_calls import Call, ToolReader, format_of
+from byzerllm.engines.host.tool_calls import Call, ToolReader, format_of, grammar
 from byzerllm.errors import InvalidInput
 
 
@@ -97,14 +98,47 @@ def test_calls_of_llama() -> None:
     assert read("llama", text) == ("", [Call("f", '{"a": "{"}'), Call("g", "{}")])
 
 
+@pytest.mark.parametrize("inside", ["; {", "</tool_call>", '"}'])
+def test_arguments_that_look_like_the_end_of_their_call(inside: str) -> None:
+    arguments = json.dumps({"a": inside})
+    call = f'{{"name": "f", "arguments": {arguments}}}'
+    assert read("hermes", f"<tool_call>{call}</tool_call>") == ("", [Call("f", arguments)])
+    assert read("llama", f"{call}; {call}") == ("", [Call("f", arguments)] * 2)
+
+
 @pytest.mark.parametrize("text", ['I say {"name": "f"}', "{}", '{"nam', "plain"])
 def test_text_of_llama(text: str) -> None:
     assert read("llama", text) == (text, [])
 
 
-@pytest.mark.parametrize("text", ["a < b <tool", "<tool_call>[1]</tool_call>", '<tool_call>{"name": 1}</tool_call>'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a < b <tool",
+        "<tool_call>[1]</tool_call>",
+        '<tool_call>{"name": 1}</tool_call>',
+        '<tool_call>{"name": "f"} or not</tool_call>',
+        '<tool_call>{"name": "f", "arguments": ' + "[" * 100_000,
+    ],
+)
 def test_text_of_hermes(text: str) -> None:
     assert read("hermes", text) == (text, [])
+
+
+def test_the_grammar_of_calls() -> None:
+    functions = (Function("f", {"type": "object"}), Function("é", {}, strict=True))
+    tokens = {"<tool_call>": 7}.get
+    lines = grammar(ForcedCalls("hermes", functions, several=True), tokens).split("\n")
+    assert lines[:2] == [
+        'start: call ("\\n" call)*',
+        'call: <[7]> "\\n" (function_0 | function_1) "\\n" "</tool_call>"',
+    ]
+    assert lines[2].startswith(r'function_0: "{\"name\": \"f\", \"arguments\": " %json {"type": "object", ')
+    assert lines[3].startswith(r'function_1: "{\"name\": \"\u00e9\", ')
+    assert ['"lenient": true' in line for line in lines[2:]] == [True, False]
+    one = grammar(ForcedCalls("llama", functions[:1], several=False), tokens).split("\n")
+    assert one[:2] == ["start: call", "call: (function_0)"]
+    assert r"\"parameters\": " in one[2]
 
 
 def test_the_format_is_seen_in_the_template() -> None:

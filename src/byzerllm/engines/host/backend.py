@@ -16,13 +16,43 @@ from byzerllm.errors import ContextExceeded
 
 
 @dataclass(frozen=True)
+class JsonSchema:
+    """The answer is JSON that keeps to a schema, here as JSON text."""
+
+    text: str
+
+
+class Function(NamedTuple):
+    """A function that a model may call; ``parameters`` is the schema of its arguments, an object.
+
+    Of a schema that is not ``strict`` the keywords that cannot be kept are left out of account.
+    """
+
+    name: str
+    parameters: Mapping[str, Any]
+    strict: bool = False
+
+
+@dataclass(frozen=True)
+class ForcedCalls:
+    """The answer is a call of one of the functions, or with ``several`` any number of calls, in one of the formats of
+    ``tool_calls.py``; their arguments keep to the functions' schemas."""
+
+    format: str
+    functions: tuple[Function, ...]
+    several: bool
+
+
+Structure = JsonSchema | ForcedCalls
+
+
+@dataclass(frozen=True)
 class Sampling:
     """How a next token is chosen, in OpenAI's and vLLM's terms.
 
     ``temperature`` 0 is greedy; ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 are off. ``repetition_penalty`` counts the
     prompt too, ``presence_penalty`` and ``frequency_penalty`` only the answer. ``alternatives`` is how many likely
-    tokens are reported beside each one, None: no probabilities at all. ``schema`` is the JSON schema that the answer
-    keeps.
+    tokens are reported beside each one, None: no probabilities at all. ``structure`` is what the answer keeps to.
     """
 
     temperature: float = 1.0
@@ -35,7 +65,7 @@ class Sampling:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
     alternatives: int | None = None
-    schema: str | None = None
+    structure: Structure | None = None
 
 
 @dataclass(frozen=True)
@@ -135,7 +165,7 @@ class Reranker(Protocol):
 
 
 class Segment(NamedTuple):
-    """A piece of a transcript, in seconds from the beginning."""
+    """A piece of a transcript or one of its words, in seconds from the beginning."""
 
     start: float
     end: float
@@ -147,17 +177,20 @@ class Transcript(NamedTuple):
     segments: list[Segment]
     language: str | None
     duration: float
+    words: Sequence[Segment] = ()
 
 
 @dataclass(frozen=True)
 class Recording:
-    """A sound to write down; ``temperature`` 0 is greedy."""
+    """A sound to write down; ``temperature`` 0 is greedy. ``timestamps``: the segments are wanted, and ``words``: the
+    words with their times."""
 
     data: bytes
     language: str | None = None
     prompt: str | None = None
     temperature: float = 0.0
     timestamps: bool = False
+    words: bool = False
 
 
 class Transcriber(Protocol):

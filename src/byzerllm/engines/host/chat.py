@@ -13,18 +13,20 @@ from byzerllm.engines.host.backend import Prompt, TextModel, Token
 from byzerllm.engines.host.fields import Fields
 from byzerllm.engines.host.generation import Piece, Wanted
 from byzerllm.engines.host.protocol import Answer, Events, HttpRequest, Whole
-from byzerllm.engines.host.tool_calls import Call, ToolReader
+from byzerllm.engines.host.tools import Tools, read_tools
 from byzerllm.engines.host.words import OF_THE_REQUEST
 from byzerllm.errors import InvalidInput
+
+LONGEST_SILENCE = 16  # tokens of a stream, while a call is written: who waits for bytes would give it up
 
 
 @dataclass(frozen=True)
 class Chat:
-    """A chat request that was read. ``tools``: the answer may hold calls."""
+    """A chat request that was read."""
 
     wanted: Wanted
     prompt: Prompt
-    tools: bool
+    tools: Tools
 
 
 async def answer(model: TextModel, request: HttpRequest, name: str) -> Answer:
@@ -74,19 +76,24 @@ async def _read(model: TextModel, request: HttpRequest) -> Chat:
         alternatives = alternatives or 0
     newer, older = fields.whole("max_completion_tokens", 1), fields.whole("max_tokens", 1)
     wanted = generation.read_wanted(fields, model, alternatives=alternatives, max_tokens=newer or older)
-    wanted = replace(wanted, sampling=replace(wanted.sampling, schema=generation.read_schema(fields)))
     fields.only("store", False)
     fields.only("modalities", ["text"])
-    fields.only("parallel_tool_calls", True)
-    tools = _read_tools(fields)
+    tools = read_tools(fields, model.tool_format)
+    schema = generation.read_schema(fields)
+    if schema and tools.forced:
+        raise fields.bad("response_format", "cannot be combined with a call that 'tool_choice' forces")
+    wanted = replace(wanted, sampling=replace(wanted.sampling, structure=schema or tools.forced))
+    if tools.forced:  # what ends a text is no matter of calls, which have none and end when they are whole
+        wanted = replace(wanted, stops=(), end_ids=model.end_ids)
     options = read_template_options(fields)
     messages = read_messages(fields)
     fields.refuse_rest()
     generation.check_length(sum(map(_length, messages)), model, "messages")
-    prompt = await model.chat_prompt(messages, tools or None, options)
+    generation.check_length(len(json.dumps(tools.offered, ensure_ascii=False)), model, "tools")
+    prompt = await model.chat_prompt(messages, tools.offered or None, options)
     if not prompt.ids:
         raise fields.bad("messages", "make an empty prompt in the model's chat template")
-    return Chat(wanted, prompt, bool(tools) and model.tool_format is not None)
+    return Chat(wanted, prompt, tools)
 
 
 def read_template_options(fields: Fields) -> dict[str, Any]:
@@ -98,19 +105,6 @@ def read_template_options(fields: Fields) -> dict[str, Any]:
     options["continue_final_message"] = continued
     options["add_generation_prompt"] = fields.flag("add_generation_prompt", not continued)
     return options
-
-
-def _read_tools(fields: Fields) -> list[dict[str, Any]]:
-    tools = fields.objects("tools")
-    for tool in tools:
-        if tool.get("type") != "function" or not isinstance(tool.get("function"), dict):
-            raise fields.bad("tools", "must be of type function, each with its 'function'")
-    choice = fields.raw("tool_choice")
-    if choice in (None, "auto"):
-        return tools
-    if choice == "none":
-        return []
-    raise fields.bad("tool_choice", "can be auto or none here: the model itself decides whether it calls")
 
 
 def read_messages(fields: Fields) -> list[dict[str, Any]]:
@@ -153,16 +147,18 @@ class _Writer:
         self._model = model
         self._number = number
         self._with_logprobs = chat.wanted.sampling.alternatives is not None
-        self._tools = ToolReader(model.tool_format) if chat.tools and model.tool_format else None
+        self._tools = chat.tools.reader(model.tool_format)
+        self._named = chat.tools.named  # the end of the call that the client has chosen is an end like any other
         self._texts: list[str] = []
         self._logprobs: list[dict[str, Any]] = []
         self._started = False
+        self._silence = 0  # pieces of which nothing was sent
         self._reason: str | None = None
         self.count = 0  # tokens
 
     def chunks(self, piece: Piece) -> list[dict[str, Any]]:
         """The ``choices`` entries that a piece makes."""
-        text, calls = self._split(piece)
+        text = self._text_of(piece)
         out: list[dict[str, Any]] = []
         if not self._started:
             self._started = True
@@ -170,9 +166,13 @@ class _Writer:
         logprobs = self._logprobs_of(piece.tokens)
         if text or logprobs:
             out.append(self._chunk({"content": text}, logprobs=logprobs))
-        out += [self._chunk({"tool_calls": [call.as_openai(index)]}) for index, call in enumerate(calls)]
+        out += [self._chunk({"tool_calls": [news]}) for news in self._tools.news()] if self._tools else []
         if piece.reason:
-            out.append(self._chunk({}, "tool_calls" if calls else piece.reason))
+            out.append(self._chunk({}, self._reason_of(piece.reason)))
+        self._silence = 0 if out else self._silence + 1
+        if self._silence == LONGEST_SILENCE:
+            self._silence = 0
+            out.append(self._chunk({}))
         return out
 
     def _chunk(
@@ -182,11 +182,14 @@ class _Writer:
         return {"index": self._number, "delta": delta, "logprobs": shown, "finish_reason": reason}
 
     def add(self, piece: Piece) -> None:
-        text, calls = self._split(piece)
-        self._texts.append(text)
+        self._texts.append(self._text_of(piece))
         self._logprobs += self._logprobs_of(piece.tokens)
         if piece.reason:
-            self._reason = "tool_calls" if calls else piece.reason
+            self._reason = self._reason_of(piece.reason)
+
+    def _reason_of(self, reason: str) -> str:
+        calls = self._tools is not None and self._tools.whole and self._tools.calls
+        return "tool_calls" if calls and not self._named else reason
 
     def choice(self) -> dict[str, Any]:
         """The whole answer."""
@@ -198,14 +201,13 @@ class _Writer:
         logprobs = {"content": self._logprobs} if self._with_logprobs else None
         return {"index": self._number, "message": message, "logprobs": logprobs, "finish_reason": self._reason}
 
-    def _split(self, piece: Piece) -> tuple[str, list[Call]]:
+    def _text_of(self, piece: Piece) -> str:
+        """What of a piece is none of a call."""
         self.count += len(piece.tokens)
         if self._tools is None:
-            return piece.text, []
+            return piece.text
         text = self._tools.feed(piece.text)
-        if not piece.reason:
-            return text, []
-        return text + self._tools.close(), self._tools.calls
+        return text + self._tools.close() if piece.reason else text
 
     def _logprobs_of(self, tokens: tuple[Token, ...]) -> list[dict[str, Any]]:
         if not self._with_logprobs:

@@ -11,7 +11,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from byzerllm.engines.host.backend import Job, Prompt, Sampling, TextModel, Token, room
+from byzerllm.engines.host.backend import Job, JsonSchema, Prompt, Sampling, TextModel, Token, room
 from byzerllm.engines.host.fields import Fields, shown
 from byzerllm.engines.host.text import TextStream
 from byzerllm.errors import ContextExceeded, InvalidInput
@@ -211,12 +211,11 @@ def envelope(kind: str, prefix: str, name: str, now: int) -> dict[str, Any]:
     return {"id": f"{prefix}-{secrets.token_hex(12)}", "object": kind, "created": now, "model": name}
 
 
-def read_schema(fields: Fields) -> str | None:
-    """``response_format``: the JSON schema that the answer has to keep, as text; ``{}`` stands for any object.
+def read_schema(fields: Fields) -> JsonSchema | None:
+    """``response_format``: the JSON schema that the answer has to keep; ``{}`` stands for any object.
 
     Raises:
-        InvalidInput: it is none of text, json_object and json_schema, or comes with what forbids the end of an answer,
-            which is all that a schema allows after the last bracket.
+        InvalidInput: it is none of text, json_object and json_schema, or comes with what forbids the end of an answer.
     """
     format_ = Fields(fields.object("response_format"), "response_format.")
     kind = format_.choice("type", ("text", "json_object", "json_schema"), "text")
@@ -224,10 +223,16 @@ def read_schema(fields: Fields) -> str | None:
     format_.refuse_rest()
     if kind == "text":
         return None
-    if fields.flag("ignore_eos") or fields.whole("min_tokens", 0):
-        raise fields.bad("response_format", "cannot be combined with 'ignore_eos' or 'min_tokens'")
+    check_may_end(fields, "response_format")
     if kind == "json_object":
-        return json.dumps({"type": "object"})
+        return JsonSchema(json.dumps({"type": "object"}))
     if not isinstance(schema.get("schema"), dict):
         raise InvalidInput("'response_format.json_schema.schema' must be an object.", param="response_format")
-    return json.dumps(schema["schema"])
+    return JsonSchema(json.dumps(schema["schema"]))
+
+
+def check_may_end(fields: Fields, name: str) -> None:
+    """Raises InvalidInput: the end is forbidden, and it is all that may come when the structure of an answer, which
+    the field ``name`` asks for, is whole."""
+    if fields.flag("ignore_eos") or fields.whole("min_tokens", 0):
+        raise fields.bad(name, "cannot be combined with 'ignore_eos' or 'min_tokens'")

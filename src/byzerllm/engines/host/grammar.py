@@ -1,24 +1,42 @@
-"""Answers that keep to a JSON schema, by llguidance: before each token it says which ones may come."""
+"""Answers that keep to a JSON schema or are tool calls, by llguidance: before each token it says which may come."""
 
 from __future__ import annotations
 
+import functools
 import threading
 from typing import Any
 
+from byzerllm.engines.host import tool_calls
+from byzerllm.engines.host.backend import JsonSchema, Structure
 from byzerllm.errors import InvalidInput
+
+KEPT = 8  # grammars: clients send the same tools again and again
 
 
 class Constraint:
-    """The state of one answer."""
+    """The state of one answer, which ``end_ids`` end and whose structure is asked for by ``field``."""
 
-    def __init__(self, matcher: Any) -> None:
+    def __init__(self, matcher: Any, end_ids: frozenset[int], field: str) -> None:
         self._matcher = matcher
+        self._end_ids = end_ids
+        self._field = field
 
     def allowed(self, size: int) -> Any:
-        """A flag for each of ``size`` tokens. After the end of the JSON only the end of the answer is allowed."""
+        """A flag for each of ``size`` tokens. After its end only the end of the answer is allowed.
+
+        Raises:
+            InvalidInput: here the structure is more than llguidance can follow. It would allow nothing but the end, as
+                it does for the name of a control token in text that must come.
+        """
         import torch
 
-        bits = torch.frombuffer(bytearray(self._matcher.compute_bitmask()), dtype=torch.uint8)
+        mask = self._matcher.compute_bitmask()
+        if self._matcher.is_error():
+            what = self._matcher.get_error().splitlines()[0]
+            raise _bad(self._field, f"has a schema that is too complex: {what}")
+        if not self._matcher.is_accepting() and any(mask[end // 8] >> end % 8 & 1 for end in self._end_ids):
+            raise _bad(self._field, "has a schema with the name of a control token in it")
+        bits = torch.frombuffer(bytearray(mask), dtype=torch.uint8)
         flags = (bits[:, None] >> torch.arange(8, dtype=torch.uint8)).bitwise_and(1).flatten().bool()
         return torch.nn.functional.pad(flags, (0, max(0, size - len(flags))))[:size]
 
@@ -26,10 +44,11 @@ class Constraint:
         """Go on behind a token.
 
         Raises:
-            ValueError: it is not allowed here: the answer would break its schema from now on.
+            ValueError: it is not allowed here: the answer would break its structure from now on.
         """
         if not self._matcher.consume_token(token):
-            raise ValueError(f"token {token} breaks the schema: {self._matcher.get_error()}")
+            # The rest of it is the whole grammar, which is the client's.
+            raise ValueError(f"token {token} breaks the structure: {self._matcher.get_error().splitlines()[0]}")
 
 
 class Grammars:
@@ -41,31 +60,48 @@ class Grammars:
         self._end_ids = end_ids
         self._words: Any = None
         self._lock = threading.Lock()
+        self._matcher = functools.lru_cache(KEPT)(self._compiled)
 
-    def constraint(self, schema: str) -> Constraint:
+    def constraint(self, structure: Structure) -> Constraint:
         """A new constraint. May take some tenths of a second.
 
         Raises:
-            InvalidInput: llguidance is not installed or cannot use this tokenizer or this schema.
+            InvalidInput: llguidance is not installed or cannot use this tokenizer or this structure.
         """
+        field = "response_format" if isinstance(structure, JsonSchema) else "tools"
         try:
             import llguidance
             import llguidance.hf
         except ImportError:
-            raise _bad("needs the package llguidance in the engine's environment") from None
-        with self._lock:
+            raise _bad(field, "needs the package llguidance in the engine's environment") from None
+        with self._lock:  # the answers to one request come together, and have one grammar
             if self._words is None:
                 try:
                     ends = sorted(self._end_ids)
                     self._words = llguidance.hf.from_tokenizer(self._tokenizer, self._vocabulary, ends)
                 except ValueError as error:
-                    raise _bad(f"cannot be kept with this model's tokenizer: {error}") from None
-        grammar = llguidance.LLMatcher.grammar_from_json_schema(schema)
-        problem = llguidance.LLMatcher.validate_grammar(grammar, self._words)
+                    raise _bad(field, f"cannot be kept with this model's tokenizer: {error}") from None
+            if isinstance(structure, JsonSchema):
+                grammar = llguidance.LLMatcher.grammar_from_json_schema(structure.text)
+            else:
+                grammar = llguidance.LLMatcher.grammar_from_lark(tool_calls.grammar(structure, self._control_token))
+            return Constraint(self._matcher(grammar, field).deep_copy(), self._end_ids, field)
+
+    def _compiled(self, grammar: str, field: str) -> Any:
+        """The state at the beginning of an answer."""
+        from llguidance import LLMatcher
+
+        problem = LLMatcher.validate_grammar(grammar, self._words)
         if problem:
-            raise _bad(f"has a schema that cannot be kept: {problem}")
-        return Constraint(llguidance.LLMatcher(self._words, grammar))
+            what = problem.splitlines()[0].rpartition("JSON schema: ")[2]  # the rest is about the grammar around it
+            raise _bad(field, f"has a schema that cannot be kept: {what}")
+        return LLMatcher(self._words, grammar)
+
+    def _control_token(self, text: str) -> int | None:
+        """The token that has no other spelling: llguidance does not take it for the characters of its name."""
+        token: int | None = self._tokenizer.added_tokens_encoder.get(text)
+        return token if token is not None and self._words.is_special_token(token) else None
 
 
-def _bad(what: str) -> InvalidInput:
-    return InvalidInput(f"'response_format' {what}.", param="response_format")
+def _bad(field: str, what: str) -> InvalidInput:
+    return InvalidInput(f"'{field}' {what}.", param=field)

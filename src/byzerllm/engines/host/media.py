@@ -17,7 +17,8 @@ from byzerllm.engines.host.forms import read_form
 from byzerllm.engines.host.protocol import Answer, HttpRequest, Whole
 from byzerllm.errors import InvalidInput
 
-TRANSCRIPT_FORMATS = ("json", "text", "srt", "verbose_json", "vtt")
+TIMED_FORMATS = ("srt", "verbose_json", "vtt")
+TRANSCRIPT_FORMATS = ("json", "text", *TIMED_FORMATS)
 SOUND_TYPES = {
     "wav": b"audio/wav",
     "pcm": b"audio/pcm",
@@ -39,18 +40,27 @@ async def transcriptions(model: Transcriber, request: HttpRequest, _name: str) -
     fields = Fields({name: _value(name, found) for name, found in form.texts.items()})
     fields.ignore("model", "user")
     format_ = fields.choice("response_format", TRANSCRIPT_FORMATS, "json")
-    granularities = [*fields.strings("timestamp_granularities[]"), *fields.strings("timestamp_granularities")]
+    segments, words = _read_granularities(fields, format_)
     fields.only("stream", "false", False)
     language, prompt = fields.text("language"), fields.text("prompt")
     temperature = fields.number("temperature", 0, 1) or 0.0
     fields.refuse_rest()
     if not form.files.get("file"):
         raise InvalidInput("'file' is missing or empty: send the sound in the form's part 'file'.", param="file")
-    if "word" in granularities:
-        raise fields.bad("timestamp_granularities[]", "can only be segment here")
-    timed = format_ in ("srt", "vtt", "verbose_json")
-    recording = Recording(form.files["file"], language, prompt, temperature, timed)
-    return _transcript(await model.transcribe(recording), format_)
+    recording = Recording(form.files["file"], language, prompt, temperature, segments, words)
+    return _transcript(await model.transcribe(recording), format_, recording)
+
+
+def _read_granularities(fields: Fields, format_: str) -> tuple[bool, bool]:
+    """Whether segments are wanted, and whether words are."""
+    name = "timestamp_granularities[]"
+    asked = {*fields.strings(name), *fields.strings("timestamp_granularities")}
+    wrong = sorted(asked - {"segment", "word"})
+    if wrong:
+        raise fields.bad(name, f"is {wrong[0]!r} and must be segment or word")
+    if "word" in asked and format_ != "verbose_json":
+        raise fields.bad(name, "can be word only with 'response_format': \"verbose_json\"")
+    return format_ in TIMED_FORMATS and asked != {"word"}, "word" in asked
 
 
 def _value(name: str, texts: list[str]) -> Any:
@@ -65,15 +75,17 @@ def _value(name: str, texts: list[str]) -> Any:
         return texts[-1]  # which is then refused
 
 
-def _transcript(found: Transcript, format_: str) -> Answer:
+def _transcript(found: Transcript, format_: str, asked: Recording) -> Answer:
     if format_ == "json":
         return Whole({"text": found.text})
     if format_ == "text":
         return Whole(f"{found.text}\n".encode(), content_type=b"text/plain; charset=utf-8")
     if format_ == "verbose_json":
-        segments = [{"id": i, **segment._asdict()} for i, segment in enumerate(found.segments)]
         facts = {"task": "transcribe", "language": found.language, "duration": found.duration, "text": found.text}
-        return Whole({**facts, "segments": segments})
+        segments = [{"id": i, **segment._asdict()} for i, segment in enumerate(found.segments)]
+        words = [{"word": word.text.strip(), "start": word.start, "end": word.end} for word in found.words]
+        times = ({"segments": segments} if asked.timestamps else {}) | ({"words": words} if asked.words else {})
+        return Whole({**facts, **times})
     subtitles = _subtitles(found.segments, "," if format_ == "srt" else ".", numbered=format_ == "srt")
     head = "" if format_ == "srt" else "WEBVTT\n\n"
     return Whole(f"{head}{subtitles}".encode(), content_type=b"text/plain; charset=utf-8")

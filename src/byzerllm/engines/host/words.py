@@ -11,7 +11,7 @@ from typing import Any
 
 from byzerllm.engines.host.backend import Sampling
 from byzerllm.engines.host.batches import OneThread
-from byzerllm.engines.host.tool_calls import format_of
+from byzerllm.engines.host.tool_calls import MARKERS, format_of
 from byzerllm.errors import ContextExceeded, InvalidInput
 
 NO_TEMPLATE_HINT = "Deploy it with backend.chat_template=FILE (a Jinja template), or use /v1/completions."
@@ -28,6 +28,7 @@ class Words:
         self._size = size
         self._folder = folder
         self._thread = OneThread()
+        self._hidden = _hidden_tokens(tokenizer)
         self.longest = max(map(len, tokenizer.get_vocab()), default=1)  # characters of a token
         if template is not None:
             tokenizer.chat_template = template
@@ -55,6 +56,8 @@ class Words:
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         self._check(ids)
+        if self._hidden and not special:
+            ids, special = [token for token in ids if token not in self._hidden], True
         text: str = self._tokenizer.decode(
             list(ids), skip_special_tokens=not special, clean_up_tokenization_spaces=False
         )
@@ -175,6 +178,15 @@ def check_lengths(lengths: Sequence[int], context: int, param: str) -> int:
             param=param,
         )
     return sum(lengths)
+
+
+def _hidden_tokens(tokenizer: Any) -> frozenset[int]:
+    """The control tokens but for those around tool calls, which are found by their text; empty if none of these is a
+    control token, so that the tokenizer's own way of leaving them out does."""
+    known = getattr(tokenizer, "added_tokens_decoder", {})  # Mistral's own tokenizer has none
+    special = {token: added.content for token, added in known.items() if added.special}
+    markers = {token for token, text in special.items() if text in MARKERS}
+    return frozenset(special.keys() - markers) if markers else frozenset()
 
 
 def read_template(value: str | None) -> str | None:
