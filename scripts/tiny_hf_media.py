@@ -1,6 +1,6 @@
 """Write tiny model folders with random weights for images and sound, without a network: for tests.
 
-    python scripts/tiny_hf_media.py OUT --kind vision|transcription|speech|image
+    python scripts/tiny_hf_media.py OUT --kind vision|hearing|transcription|speech|image
 
 Needs torch and transformers (and diffusers for ``image``): run it with the interpreter of the engine ``transformers``.
 """
@@ -62,11 +62,32 @@ def write_vision(folder: Path) -> None:
     processor.save_pretrained(folder)
 
 
+def write_hearing(folder: Path) -> None:
+    """A Qwen2-Audio of a tower that hears 2 seconds, 25 tokens each, and a qwen2."""
+    words = tokenizer(folder, "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>")
+    sound = hf.Qwen2AudioEncoderConfig(
+        d_model=32, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=64, num_mel_bins=80,
+        max_source_positions=100, initializer_range=0.2,
+    )  # fmt: skip
+    language = hf.Qwen2Config(
+        vocab_size=len(words), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=2048, bos_token_id=0, eos_token_id=2, pad_token_id=0,
+        initializer_range=0.2,
+    )  # fmt: skip
+    config = hf.Qwen2AudioConfig(
+        audio_config=sound, text_config=language, audio_token_index=words.convert_tokens_to_ids("<|AUDIO|>")
+    )
+    hf.Qwen2AudioForConditionalGeneration(config).save_pretrained(folder)
+    extractor = hf.WhisperFeatureExtractor(feature_size=80, chunk_length=2)
+    hf.Qwen2AudioProcessor(extractor, words).save_pretrained(folder)  # it has a chat template by itself
+
+
 def write_transcription(folder: Path) -> None:
     """A Whisper that hears 30 seconds and writes at most 20 tokens of nothing sensible."""
     names = ["<|startoftranscript|>", "<|en|>", "<|zh|>", "<|translate|>", "<|transcribe|>", "<|startoflm|>"]
-    names += ["<|startofprev|>", "<|nospeech|>", "<|notimestamps|>", *(f"<|{i * 0.02:.2f}|>" for i in range(1501))]
+    names += ["<|startofprev|>", "<|nospeech|>", "<|notimestamps|>"]
     words = tokenizer(folder, *names)
+    words.add_tokens([f"<|{i * 0.02:.2f}|>" for i in range(1501)])  # the times are no control tokens
     ids = {name: words.convert_tokens_to_ids(name) for name in names}
     config = hf.WhisperConfig(
         vocab_size=len(words), d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
@@ -83,6 +104,7 @@ def write_transcription(folder: Path) -> None:
         "task_to_id": {"transcribe": ids["<|transcribe|>"], "translate": ids["<|translate|>"]},
         "no_timestamps_token_id": ids["<|notimestamps|>"],
         "prev_sot_token_id": ids["<|startofprev|>"],
+        "alignment_heads": [[0, 0], [0, 1]],
         "max_length": 24,
     }
     told.pop("_from_model_config")  # else it is made anew from config.json, without all this
@@ -139,6 +161,7 @@ def write_image(folder: Path) -> None:
 
 WRITERS = {
     "vision": write_vision,
+    "hearing": write_hearing,
     "transcription": write_transcription,
     "speech": write_speech,
     "image": write_image,

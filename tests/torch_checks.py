@@ -1,8 +1,8 @@
 """Checks of the host that need torch: run by the interpreter of the engine ``transformers``.
 
-    python tests/torch_checks.py MODEL FILE     # with src/ on the search path: see integration/test_host_batching.py
+    python tests/torch_checks.py MODEL FILE ...     # with the search path of integration/test_host_batching.py
 
-Each function here and in FILE (``torch_token_checks.py``) that begins with ``check_`` is one; it gets the folder of a
+Each function here and in the files (``torch_*_checks.py``) that begins with ``check_`` is one; it gets the folder of a
 model with random weights. The last line of the output is a JSON object with what went wrong in each, empty where
 nothing did.
 """
@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
 import runpy
 import sys
-import tempfile
 import threading
 import traceback
 from collections import deque
@@ -25,12 +23,11 @@ from typing import Any
 import torch
 import transformers as hf
 
-from byzerllm.engines.host import ranks
 from byzerllm.engines.host.backend import Job, Prompt, Sampling, Token
 from byzerllm.engines.host.batching import PIECE, Batcher
-from byzerllm.engines.host.causal_lm import problem_of, worker_of
+from byzerllm.engines.host.causal_lm import worker_of
 from byzerllm.engines.host.decoder import LocalDecoder, probe
-from byzerllm.engines.host.serial import Serial
+from byzerllm.engines.host.serial import Serial, generate
 from byzerllm.engines.host.speech import PipelineSpeaker
 
 GREEDY = Sampling(temperature=0)
@@ -124,8 +121,10 @@ class Watched(LocalDecoder):
         return found
 
 
-def run(model: Any, runner: Tickets, slots: int = 8, budget: int = 2**34) -> list[list[int]]:
-    decoder = Watched(model, 2048)
+def run(
+    model: Any, runner: Tickets, slots: int = 8, budget: int = 2**34, kind: type[Watched] = Watched
+) -> list[list[int]]:
+    decoder = kind(model, 2048)
     assert probe(decoder) is None
     with suppress(Stop):
         Batcher(decoder, slots, budget).work(runner)  # type: ignore[arg-type]  # as much of a runner as it uses
@@ -282,6 +281,17 @@ def check_positions_that_one_scales_for_all_are_not_batched(path: str) -> None:
         assert isinstance(worker_of(model, 4, 64, {"sharers": 1})[0].__self__, Batcher), kind
 
 
+def check_inputs_come_in_the_type_of_the_model(path: str) -> None:
+    model = load(path).to(torch.bfloat16)
+    given: dict[str, Any] = {}
+    model.generate = lambda **arguments: given.update(arguments)
+    inputs = {"pixel_values": torch.zeros(1, 3), "image_grid_thw": torch.ones(1, 3, dtype=torch.int64), "spans": [1]}
+    generate(model, Prompt([5, 6], inputs), 1, lambda _logits: (0, True))
+    assert given["pixel_values"].dtype is torch.bfloat16
+    assert given["image_grid_thw"].dtype is torch.int64
+    assert given["spans"] == [1]
+
+
 def check_the_probe_sees_a_wrong_mask(path: str) -> None:
     decoder = LocalDecoder(load(path), 2048)
     decoder._config = hf.AutoConfig.from_pretrained(path)
@@ -289,35 +299,13 @@ def check_the_probe_sees_a_wrong_mask(path: str) -> None:
     assert "other results" in (probe(decoder) or "")
 
 
-def check_too_little_memory_is_not_taken_for_a_model_that_cannot_be_batched(path: str) -> None:
-    try:
-        problem_of(NoMemory())
-    except torch.OutOfMemoryError:
-        return
-    raise AssertionError("it would be served one request at a time, for ever")
-
-
-class NoMemory:
-    """A decoder that cannot read."""
-
-    def obstacle(self) -> None:
-        raise torch.OutOfMemoryError("no memory")
-
-    def alone(self, ids: list[int]) -> Any:
-        raise torch.OutOfMemoryError("no memory")
-
-
-def check_a_first_rank_that_fails_ends(path: str) -> None:
-    sys.stdout.flush()
-    child = os.fork()
-    if not child:
-        try:
-            with tempfile.TemporaryDirectory() as folder:
-                ranks.join(0, 1, f"{folder}/meeting", "cpu")
-                ranks.Leader(NoMemory()).alone([1])
-        finally:
-            os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+def check_the_probe_sees_a_wrong_mask_in_the_rounding_of_half_the_bits(path: str) -> None:
+    for dtype in (torch.bfloat16, torch.float16):
+        decoder = LocalDecoder(load(path).to(dtype), 2048)
+        assert probe(decoder) is None, dtype
+        decoder._config = hf.AutoConfig.from_pretrained(path)
+        decoder._config.sliding_window = 2
+        assert "other results" in (probe(decoder) or ""), dtype
 
 
 # Speech
@@ -369,6 +357,8 @@ def outcome(check: Any, path: str) -> str:
 
 
 if __name__ == "__main__":
-    found = {**globals(), **runpy.run_path(sys.argv[2])}
+    found = {**globals()}
+    for file in sys.argv[2:]:
+        found |= runpy.run_path(file)
     checks = [name for name in found if name.startswith("check_")]
     print(json.dumps({name: outcome(found[name], sys.argv[1]) for name in checks}))

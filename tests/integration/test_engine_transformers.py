@@ -226,27 +226,36 @@ def test_ranking(run: Callable[..., Running], hf_reranker: Path) -> None:
     worker.stop()
 
 
-def png(width: int = 40, height: int = 30) -> str:
-    """A red picture as a data URL; one that is much larger is black."""
+def png(width: int = 40, height: int = 30, color: tuple[int, int, int] = (200, 30, 40)) -> str:
+    """A picture of one color as a data URL; one that is much larger is black."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     bits = 8 if width < 1000 else 1
-    rows = (b"\0" + (bytes([200, 30, 40] * width) if bits == 8 else bytes(-(-width // 8)))) * height
+    rows = (b"\0" + (bytes(color * width) if bits == 8 else bytes(-(-width // 8)))) * height
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, 2 if bits == 8 else 0, 0, 0, 0))
     data = b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     return "data:image/png;base64," + base64.b64encode(data).decode()
 
 
-def test_a_chat_about_an_image(run: Callable[..., Running], media: Callable[[str], Path]) -> None:
-    worker = run(media("vision"))
+@pytest.fixture(scope="module")
+def seeing_worker(run: Callable[..., Running], media: Callable[[str], Path]) -> Running:
+    return run(media("vision"))
 
-    def ask(url: str, **fields: Any) -> tuple[int, Any]:
-        parts = [{"type": "text", "text": "what is it"}, {"type": "image_url", "image_url": {"url": url}}]
-        return worker.ask(
-            "/v1/chat/completions", messages=[{"role": "user", "content": parts}], temperature=0, max_tokens=5, **fields
-        )
+
+def about(text: str, *urls: str) -> list[dict[str, Any]]:
+    """A message with images."""
+    images = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    return [{"role": "user", "content": [{"type": "text", "text": text}, *images]}]
+
+
+def test_a_chat_about_an_image(seeing_worker: Running) -> None:
+    worker = seeing_worker
+
+    def ask(url: str) -> tuple[int, Any]:
+        messages = about("what is it", url)
+        return worker.ask("/v1/chat/completions", messages=messages, temperature=0, max_tokens=5)
 
     status, answer = ask(png())
     assert status == 200
@@ -258,10 +267,28 @@ def test_a_chat_about_an_image(run: Callable[..., Running], media: Callable[[str
         status, answer = ask(url)
         assert status == 400
         assert answer["error"]["param"] == "messages"
-    for content in (5, {"type": "text", "text": "a"}, [5], True):
+    sound = {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}
+    for content in (5, {"type": "text", "text": "a"}, [5], True, [sound]):
         status, answer = worker.ask("/v1/chat/completions", messages=[{"role": "user", "content": content}])
         assert (status, answer["error"]["param"]) == (400, "messages")
-    worker.stop()
+
+
+def test_chats_with_and_without_images_are_answered_together(seeing_worker: Running) -> None:
+    colors = [png(color=color) for color in ((250, 20, 20), (20, 250, 20), (20, 20, 250))]
+    asked = [about("what is it", url) for url in colors]
+    asked += [about("compare them", *colors[:2]), about("and these", *colors), about("hello"), about("word " * 600)]
+
+    def says(messages: list[dict[str, Any]]) -> list[str]:
+        chat = seeing_worker.chat(messages=messages, temperature=0, max_tokens=24, ignore_eos=True, logprobs=True)
+        return [token["token"] for token in chat["choices"][0]["logprobs"]["content"]]
+
+    apart = [says(messages) for messages in asked]
+    assert apart[0] != apart[1]  # it sees the color
+    with seeing_worker.stream(messages=asked[0], max_tokens=1900, ignore_eos=True), ThreadPoolExecutor(7) as pool:
+        assert list(pool.map(says, asked)) == apart
+    log = "".join(path.read_text("utf-8") for path in seeing_worker.logs.iterdir())
+    assert "warming up" in log
+    assert "cannot be batched" not in log
 
 
 def form(**fields: str | bytes) -> tuple[bytes, str]:

@@ -13,11 +13,21 @@ from tests.engines import python_of
 
 import byzerllm
 
-CHECKS, TOKEN_CHECKS = (Path(__file__).parents[1] / name for name in ("torch_checks.py", "torch_token_checks.py"))
-RUN = "import runpy, sys; sys.path.append(sys.argv.pop(1)); runpy.run_path(sys.argv.pop(1), run_name='__main__')"
+ROOT = Path(__file__).parents[2]
+CHECKS, *MORE_CHECKS = (
+    ROOT / "tests" / f"torch_{name}.py"
+    for name in ("checks", "failure_checks", "token_checks", "image_checks", "hearing_checks", "sound_checks")
+)
+RUN = """
+import runpy, sys
+sys.path += sys.argv[1:3]  # behind what the engine has installed
+del sys.argv[1:3]
+runpy.run_path(sys.argv.pop(1), run_name="__main__")
+"""
 
-
-NAMES = re.findall(r"^def (check_\w+)", CHECKS.read_text("utf-8") + TOKEN_CHECKS.read_text("utf-8"), re.MULTILINE)
+NAMES = [
+    name for file in (CHECKS, *MORE_CHECKS) for name in re.findall(r"^def (check_\w+)", file.read_text("utf-8"), re.M)
+]
 SECONDS = 580
 
 pytestmark = pytest.mark.timeout(600)
@@ -28,7 +38,7 @@ def outcomes(random_hf: Path) -> dict[str, str]:
     """What is wrong, by the name of the check; all run in one process, whose imports take longer than they."""
     source = Path(byzerllm.__file__).parents[1]
     done = subprocess.run(
-        [python_of("transformers"), "-c", RUN, source, CHECKS, random_hf, TOKEN_CHECKS],
+        [python_of("transformers"), "-c", RUN, source, ROOT, CHECKS, random_hf, *MORE_CHECKS],
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,

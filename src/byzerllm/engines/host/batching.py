@@ -1,20 +1,22 @@
 """Continuous batching: one call of the model makes the next token of every sequence that is under way.
 
 A new sequence joins at the next step and a finished one leaves at once. Prompts are read in pieces between the steps,
-so that a long one holds the others up only shortly. transformers has a batching of its own; this one is here because it
-is quicker on a CPU, and because in it every sequence has all of its own sampling values.
+so that a long one holds the others up only shortly; but one with images is read whole. transformers has a batching of
+its own; this one is here because it is quicker on a CPU, and because in it every sequence has all of its own sampling
+values.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from byzerllm.engines.host import loading
 from byzerllm.engines.host.block import EMPTY
-from byzerllm.engines.host.sampling import Sampler, choose_all
+from byzerllm.engines.host.sampling import Sampler, choose_all, failure_of_one
 from byzerllm.errors import Overloaded
 
 if TYPE_CHECKING:
@@ -39,6 +41,11 @@ class Row:
     @property
     def missing(self) -> int:
         return len(self.ids) - self.filled
+
+    @property
+    def unseen(self) -> bool:
+        """Whether its prompt is still to be read, with what goes beside its tokens."""
+        return not self.filled and bool(self.ticket.job.prompt.inputs)
 
 
 class Batcher:
@@ -71,9 +78,21 @@ class Batcher:
             "The engine ran out of GPU memory.", hint="Lower --worker_concurrency or backend.max_model_len."
         )
         outcomes: list[tuple[Ticket, Outcome]] = [(row.ticket, error) for row in self._rows]
+        self._promise_less()
         self._rows.clear()
         self._release()
         return outcomes
+
+    def _promise_less(self) -> None:
+        """Have less in use from now on than what there was no memory for. Somebody else may have taken some for a
+        moment, so it is not less than half of what was promised; and a lone sequence had no others to wait for."""
+        rows, capacity = self._block
+        if rows > 1:
+            self._most = min(self._most, max(self._most // 2, rows * capacity * 3 // 4))
+            loading.say(
+                f"out of GPU memory with a place for {rows} sequences of {capacity} tokens: from now on all together "
+                f"have {self._most} tokens at most"
+            )
 
     def _release(self) -> None:
         self._block = EMPTY
@@ -82,9 +101,10 @@ class Batcher:
     # Who takes part
 
     def _admit(self, runner: Runner) -> None:
-        while self._put_off and self._fits([*self._rows, self._put_off[0]]):
+        """Let in those who have room. Images are read before the next step, so only one with images comes before it."""
+        while self._put_off and not self._unseen() and self._fits([*self._rows, self._put_off[0]]):
             self._rows.append(self._put_off.pop(0))
-        while len(self._rows) < self._slots and not self._put_off:
+        while len(self._rows) < self._slots and not self._put_off and not self._unseen():
             tickets = runner.take(1, wait=not self._rows)
             if not tickets:
                 return
@@ -93,6 +113,9 @@ class Batcher:
                 runner.put_back(tickets[0])
                 return
             self._rows.append(row)
+
+    def _unseen(self) -> Row | None:
+        return next((row for row in self._rows if row.unseen), None)
 
     def _fits(self, rows: Sequence[Row]) -> bool:
         return len(rows) <= 1 or len(rows) * longest(rows) <= self._most
@@ -106,8 +129,8 @@ class Batcher:
             self._put_off.insert(0, row)
         block = self._block.grown(len(self._rows), longest(self._rows), self._most)
         if block != self._block:
-            self._decoder.resize(*block)
             self._block = block
+            self._decoder.resize(*block)
 
     def _drop_cancelled(self) -> None:
         self._put_off = [row for row in self._put_off if not row.ticket.cancelled]
@@ -128,7 +151,10 @@ class Batcher:
     # The steps
 
     def _read_prompts(self) -> list[tuple[Ticket, Outcome]]:
-        """One piece of the first prompt that is not yet read, together with short ones beside it."""
+        """A prompt with images, or one piece of the first that is not yet read, together with short ones beside it."""
+        unseen = self._unseen()
+        if unseen is not None:
+            return self._read_whole(unseen)
         first = next((i for i, row in enumerate(self._rows) if row.missing > 1), None)
         if first is None:
             return []
@@ -140,6 +166,17 @@ class Batcher:
             tokens = max(tokens, group[count].missing)
             count += 1
         return self._step(first, group[:count], tokens)
+
+    def _read_whole(self, row: Row) -> list[tuple[Ticket, Outcome]]:
+        """Read a prompt together with what goes beside its tokens."""
+        prompt = row.ticket.job.prompt
+        try:
+            logits = self._decoder.read_prompt(self._rows.index(row), prompt)
+        except Exception as error:  # noqa: BLE001  # of any kind: the images of one are no matter of the others
+            self._remove(self._rows.index(row))
+            return [(row.ticket, failure_of_one(error))]
+        row.filled = len(prompt.ids)
+        return [] if row.missing else self._choose([row], logits[None])
 
     def _next_tokens(self) -> list[tuple[Ticket, Outcome]]:
         """One token of every row; of one whose prompt is not yet read it is the prompt's next."""
@@ -158,10 +195,12 @@ class Batcher:
         if not ready:
             return []
         whole = len(ready) == len(rows)
-        chosen = choose_all([rows[i].sampler for i in ready], logits if whole else logits[ready])
+        return self._choose([rows[i] for i in ready], logits if whole else logits[ready])
+
+    def _choose(self, rows: Sequence[Row], logits: Any) -> list[tuple[Ticket, Outcome]]:
+        """The next token of each row from its logits."""
         outcomes: list[tuple[Ticket, Outcome]] = []
-        for i, token in zip(ready, chosen, strict=True):
-            row = rows[i]
+        for row, token in zip(rows, choose_all([row.sampler for row in rows], logits), strict=True):
             if isinstance(token, Exception):
                 outcomes.append((row.ticket, token))
                 self._remove(self._rows.index(row))

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from typing import Any
 
 from byzerllm.engines import hf_folder
-from byzerllm.engines.host import loading
+from byzerllm.engines.host import cuda, loading
 from byzerllm.engines.host.backend import Job, Prompt, Token
 from byzerllm.engines.host.batching import Batcher
 from byzerllm.engines.host.decoder import LocalDecoder, probe
 from byzerllm.engines.host.grammar import Grammars
 from byzerllm.engines.host.runner import Runner
-from byzerllm.engines.host.sampling import SHARED_FAILURES
 from byzerllm.engines.host.serial import Serial
 from byzerllm.engines.host.words import Words, end_ids, read_template, sampling_defaults
 
@@ -44,8 +43,8 @@ class CausalLM:
         return Prompt(await self._words.chat(messages, tools, options))
 
     async def generate(self, job: Job) -> AsyncGenerator[Token, None]:
-        schema = job.sampling.schema
-        constraint = None if schema is None else await asyncio.to_thread(self._grammars.constraint, schema)
+        structure = job.sampling.structure
+        constraint = None if structure is None else await asyncio.to_thread(self._grammars.constraint, structure)
         async with aclosing(self._runner.stream(job, constraint)) as tokens:
             async for token in tokens:
                 yield token
@@ -78,13 +77,15 @@ def context_of(folder: str, values: Mapping[str, Any]) -> int:
     return values.get("max_model_len") or hf_folder.read(folder).context_length or DEFAULT_CONTEXT
 
 
-def worker_of(model: Any, slots: int, context: int, values: Mapping[str, Any]) -> tuple[Any, int]:
-    """What generates, and the context that there is memory for."""
+def worker_of(
+    model: Any, slots: int, context: int, values: Mapping[str, Any], check: Callable[[Any], str | None] = probe
+) -> tuple[Any, int]:
+    """What generates, and the context that there is memory for. ``check`` says why a decoder cannot be batched."""
     if model.config.is_encoder_decoder or getattr(model, "_is_stateful", False):
         loading.say(f"{type(model).__name__} cannot be batched: requests are answered one after the other")
         return Serial(model).work, context
     decoder = LocalDecoder(model, context)
-    problem = problem_of(decoder)
+    problem = problem_of(decoder, check)
     if problem:
         loading.say(f"{type(model).__name__} cannot be batched ({problem}): requests are answered one after the other")
         return Serial(model).work, context
@@ -93,14 +94,13 @@ def worker_of(model: Any, slots: int, context: int, values: Mapping[str, Any]) -
     return Batcher(decoder, slots, budget).work, context
 
 
-def problem_of(decoder: Any) -> str | None:
+def problem_of(decoder: Any, check: Callable[[Any], str | None] = probe) -> str | None:
     """Why a model cannot be batched, or None."""
     try:
-        return probe(decoder)
-    except SHARED_FAILURES:  # too little memory, a broken device: no matter of the model, and worse one by one
-        raise
-    except (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError, NotImplementedError) as error:
-        # Its forward does not take a cache or masks of ours.
+        return check(decoder)
+    except Exception as error:  # whatever its forward says to a cache or masks of ours
+        if cuda.cause(error):  # too little memory, a broken device: no matter of the model, and worse one by one
+            raise
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 import threading
 import traceback
@@ -11,7 +10,9 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable
 from typing import Any
 
+from byzerllm.engines.host import cuda
 from byzerllm.engines.host.backend import Job, Token
+from byzerllm.engines.host.loading import fail
 
 Outcome = Token | Exception | None  # None: the answer is whole
 
@@ -37,7 +38,7 @@ class Runner:
     """Hands jobs to the model's thread, in their order, and its outcomes back.
 
     ``work`` is the thread: it calls ``take`` and ``publish`` for ever. If it ends by an unforeseen exception the
-    process ends too, since no request can be answered any more; the log has the traceback.
+    process ends too, since no request can be answered any more; the log has the traceback, and the cause.
     """
 
     def __init__(self, work: Callable[[Runner], None]) -> None:
@@ -51,10 +52,9 @@ class Runner:
     def _run(self) -> None:
         try:
             self._work(self)
-        except BaseException:  # noqa: BLE001  # whatever it is, the process is of no use without this thread
+        except BaseException as error:  # noqa: BLE001  # whatever it is, the process is of no use without this thread
             traceback.print_exc(file=sys.stdout)
-            sys.stdout.flush()
-            os._exit(1)
+            fail(cuda.cause(error) or f"the model's thread ended: {type(error).__name__}: {error}")
 
     async def stream(self, job: Job, constraint: Any = None) -> AsyncGenerator[Token, None]:
         """The tokens of a job. Closing the generator cancels it."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from byzerllm.engines.host.backend import Likely, Token
+from byzerllm.errors import Overloaded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,6 +18,16 @@ if TYPE_CHECKING:
 FIRST_CANDIDATES = 1024  # of a distribution that is cut by its mass: nearly always enough, and quicker than a sort
 LEAST_LOGPROB = -9999.0  # JSON has no infinity
 SHARED_FAILURES = (torch.OutOfMemoryError, torch.AcceleratorError)  # failures that are not of one request
+
+
+def failure_of_one(error: Exception) -> Exception:
+    """What a request is told whose own call of the model has failed; others had no part in it. What is wrong for them
+    too (a broken device) is raised."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return Overloaded("The engine ran out of GPU memory.", hint="Ask for fewer tokens, or send smaller images.")
+    if isinstance(error, SHARED_FAILURES):
+        raise error
+    return error
 
 
 class Sampler:
@@ -96,6 +107,7 @@ class Sampler:
         values, ids = scores.topk(count)
         whole = values if s.top_k else scores
         shares = (values.double() - whole.double().logsumexp(-1)).exp()
+        shares, ids = shares.cpu(), ids.cpu()  # the rest is little, and each look at a GPU's results would wait for it
         if not s.top_k and count < size and (shares.sum() < s.top_p or s.min_p):
             values, ids = scores.sort(descending=True)
             shares = torch.softmax(values.double(), -1)

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from byzerllm.engines.host.sampling import SHARED_FAILURES, Sampler
-from byzerllm.errors import Overloaded
+from byzerllm.engines.host.sampling import Sampler, failure_of_one
 
 if TYPE_CHECKING:
-    from byzerllm.engines.host.backend import Job
+    from byzerllm.engines.host.backend import Prompt
     from byzerllm.engines.host.runner import Runner, Ticket
 
 NO_TOKEN = 2**31 - 1
@@ -37,13 +36,8 @@ class Serial:
             for ticket in runner.take(1, wait=True):
                 try:
                     self._serve(runner, ticket)
-                except torch.OutOfMemoryError:
-                    error = Overloaded("The engine ran out of GPU memory.", hint="Ask for fewer tokens.")
-                    runner.publish([(ticket, error)])
-                except SHARED_FAILURES:
-                    raise
                 except Exception as error:  # noqa: BLE001  # of any kind: the next request has nothing to do with it
-                    runner.publish([(ticket, error)])
+                    runner.publish([(ticket, failure_of_one(error))])
 
     def _serve(self, runner: Runner, ticket: Ticket) -> None:
         job = ticket.job
@@ -58,34 +52,39 @@ class Serial:
             runner.publish([(ticket, token), (ticket, None)] if last else [(ticket, token)])
             return token.id, last
 
-        generate(self._model, job, choose)
+        generate(self._model, job.prompt, job.max_tokens, choose)
 
 
-def generate(model: Any, job: Job, choose: Choose) -> None:
-    """Run the model until ``choose`` says that it was the last token."""
+def generate(model: Any, prompt: Prompt, max_tokens: int, choose: Choose, **more: Any) -> None:
+    """Run the model until ``choose`` says that it was the last token; ``more`` goes to the model's own ``generate``."""
     config = copy.deepcopy(model.generation_config)
     # What could change the logits before they come to us, or end the text, is ours to do; None would be the model's
-    # own end.
+    # own end. And no request is to wait for minutes while a GPU's code is compiled, as with some kinds of cache.
     config.update(
         do_sample=False, num_beams=1, repetition_penalty=1.0, no_repeat_ngram_size=0, temperature=None, top_p=None,
-        top_k=None, min_p=None, eos_token_id=NO_TOKEN, max_length=None, min_length=None, max_new_tokens=job.max_tokens,
-        return_dict_in_generate=False,
+        top_k=None, min_p=None, eos_token_id=NO_TOKEN, max_length=None, min_length=None, max_new_tokens=max_tokens,
+        return_dict_in_generate=False, disable_compile=True,
     )  # fmt: skip
-    ids = torch.tensor([job.prompt.ids], device=model.device)
-    inputs = {name: _on(value, model.device) for name, value in job.prompt.inputs.items()}
+    ids = torch.tensor([prompt.ids], device=model.device)
+    inputs = {name: _for(model, value) for name, value in prompt.inputs.items()}
     steps = _Steps(choose)
     model.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
         **inputs,
+        **more,
         generation_config=config,
         logits_processor=[steps.force],
         stopping_criteria=[steps.is_over],
     )
 
 
-def _on(value: Any, device: Any) -> Any:
-    return value.to(device) if isinstance(value, torch.Tensor) else value
+def _for(model: Any, value: Any) -> Any:
+    """An input where the model is. Processors give pixels and spectra in float32, and not every model takes these in
+    another type than its own."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    return value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)
 
 
 class _Steps:
