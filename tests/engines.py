@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import secrets
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -18,6 +19,7 @@ import psutil
 import pytest
 from tests.harness import eventually
 
+import byzerllm
 from byzerllm.engines import engine
 from byzerllm.runtime.local import LocalProcesses
 from byzerllm.spec import DeploymentSpec
@@ -26,7 +28,11 @@ if TYPE_CHECKING:
     from byzerllm.engines.base import Engine, EngineOptions, Launch
     from byzerllm.runtime.base import EngineProcess
 
+# Where the engines are: a folder, or "current" for the interpreter that runs the tests; and what they run on: "cpu" or
+# "cuda", which scripts/test_gpu sets.
 FOLDER = os.environ.get("BYZERLLM_TEST_ENGINES", "")
+ON_GPU = os.environ.get("BYZERLLM_TEST_DEVICE") == "cuda"
+DEVICES = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0] if ON_GPU else ""
 START = 300.0  # seconds: imports alone take half a minute on a busy machine
 ANSWER = 120.0
 CHAT = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 64}
@@ -37,7 +43,8 @@ class Sample:
     """What the tests must know of one engine: its models (by fixture) and some parameters.
 
     ``endless`` is what a request adds so that it never ends by itself, on the model ``endless_model``. ``smallest`` is
-    the memory that a worker may take at most, in MiB. ``light`` engines start in a second.
+    the memory that a worker may take at most, in MiB. ``light`` engines start in a second. With a GPU a worker has the
+    share ``gpus`` of it, and ``on_gpu`` are more parameters.
     """
 
     model: str
@@ -51,6 +58,8 @@ class Sample:
     light: bool = False
     fails_at_load: dict[str, str] = field(default_factory=dict)
     embedding: tuple[str, dict[str, str]] | None = None
+    gpus: float = 1
+    on_gpu: dict[str, str] = field(default_factory=dict)
 
 
 _ENDLESS = {"ignore_eos": True, "max_tokens": 30_000}
@@ -67,6 +76,7 @@ SAMPLES = {
         light=True,
         fails_at_load={"chat_template": "{% no_such_thing %}"},
         embedding=("tiny_gguf", {"embedding": "true"}),
+        on_gpu={"n_gpu_layers": "99"},
     ),
     "transformers": Sample(
         model="hf_model",
@@ -100,6 +110,8 @@ SAMPLES = {
         bad_value={"backend.max_model_len": "much"},
         misspelt=("backend.max_model_le", "backend.max_model_len"),
         smallest=6000,
+        gpus=0.2,  # it takes all of its share at once, and there are several workers at a time
+        on_gpu={"backend.dtype": "float32", "backend.enforce_eager": "true"},
     ),
 }
 
@@ -109,13 +121,29 @@ def python_of(name: str) -> str:
     own = Path(FOLDER, name, "bin", "python")
     if FOLDER and own.exists():
         return str(own)
-    if name == "llama_cpp":
+    if name == "llama_cpp" or FOLDER == "current":
         return sys.executable
     pytest.fail(f"the engine {name} is not in BYZERLLM_TEST_ENGINES={FOLDER!r}: run scripts/test")
 
 
+# How a file with checks is run by an engine's interpreter, in which we are not installed.
+RUN = "import runpy, sys; sys.path.append(sys.argv.pop(1)); runpy.run_path(sys.argv.pop(1), run_name='__main__')"
+
+
+def run_checks(name: str, script: str, *arguments: str | Path, seconds: float = ANSWER) -> str:
+    """The last line that a file of checks beside this one writes; fails the test if it ends otherwise."""
+    source = str(Path(byzerllm.__file__).parents[1])
+    argv = [python_of(name), "-c", RUN, source, str(Path(__file__).with_name(script)), *map(str, arguments)]
+    environ = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=seconds, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.splitlines()[-1]
+
+
 def options_of(name: str, path: Path, slots: int | None = None, kind: str = "auto", **params: str) -> EngineOptions:
     """The checked parameters of a worker."""
+    if ON_GPU:
+        params = {**SAMPLES[name].on_gpu, **params}
     spec = DeploymentSpec(
         name="the-instance",
         pretrained_model_type=f"custom/{kind}",
@@ -123,6 +151,7 @@ def options_of(name: str, path: Path, slots: int | None = None, kind: str = "aut
         model_path=str(path),
         worker_concurrency=slots,
         cpus_per_worker=1,
+        gpus_per_worker=SAMPLES[name].gpus if ON_GPU else 0,
         infer_params=params,
     )
     return replace(engine(name).parse(spec), python=python_of(name))
@@ -132,12 +161,13 @@ class Running:
     """One worker of an engine, and requests to it."""
 
     def __init__(self, engine: Engine, options: EngineOptions, logs: Path) -> None:
+        self.logs = logs
         self.runtime = LocalProcesses(logs, "127.0.0.1")
         self.token = secrets.token_hex(16)
         self.port = self.runtime.free_port()
         self.launch: Launch = engine.command(options, self.runtime.host, self.port, self.token)
         self.process: EngineProcess = asyncio.run(
-            self.runtime.start("w", self.launch, port=self.port, token=self.token, devices="")
+            self.runtime.start("w", self.launch, port=self.port, token=self.token, devices=DEVICES)
         )
 
     @contextmanager

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
 import zipfile
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 from tests.harness import Byzer, eventually
 
-from byzerllm.engines.installation import cpu_index
-from byzerllm.engines.recipes import CPU_INDEX, TESTED
+from byzerllm.engines import environments, installation
+from byzerllm.engines.environments import Environments
+from byzerllm.engines.installation import Installer, cpu_index
+from byzerllm.engines.recipes import CPU_INDEX, RECIPES, TESTED
 
 VERSION = TESTED["xllamacpp"].version
 # It lasts until it is killed, so that a test can meet the installation that tries it out.
@@ -24,13 +30,16 @@ SLOW = "import time\ntime.sleep(600)\n"
 pytestmark = pytest.mark.timeout(240)  # an environment takes some seconds, on a busy machine many
 
 
-def make_wheel(folder: Path, version: str, code: str = "") -> None:
-    """A package in the place of llama.cpp's."""
+def make_wheel(
+    folder: Path, version: str, code: str = "", name: str = "xllamacpp", files: Mapping[str, bytes] | None = None
+) -> None:
+    """A package, by default in the place of llama.cpp's."""
     folder.mkdir(exist_ok=True)
-    info = f"xllamacpp-{version}.dist-info"
-    with zipfile.ZipFile(folder / f"xllamacpp-{version}-py3-none-any.whl", "w") as wheel:
-        wheel.writestr("xllamacpp/__init__.py", code)
-        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: xllamacpp\nVersion: {version}\n")
+    info = f"{name}-{version}.dist-info"
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
+        for path, content in {f"{name}/__init__.py": code.encode(), **(files or {})}.items():
+            wheel.writestr(path, content)
+        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
         wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         wheel.writestr(f"{info}/RECORD", "")
 
@@ -198,3 +207,110 @@ def test_builds_for_cpus_are_looked_for_at_pytorch_unless_pip_has_another_source
 ) -> None:
     environ = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
     assert cpu_index(sys.executable, {**environ, "PIP_CONFIG_FILE": os.devnull, **settings}) == options
+
+
+@pytest.mark.parametrize("code", ["", "raise RuntimeError('operator more::nms does not exist')", None])
+def test_an_extra_package_is_left_out_if_no_build_of_it_works(
+    code: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheels = tmp_path / "wheels"
+    make_wheel(wheels, VERSION)
+    if code is not None:
+        make_wheel(wheels, "1.0", code, name="more")
+    for name, value in {
+        "NO_INDEX": "1",
+        "FIND_LINKS": wheels,
+        "EXTRA_INDEX_URL": "",
+        "CONFIG_FILE": os.devnull,
+    }.items():
+        monkeypatch.setenv(f"PIP_{name}", str(value))
+    chosen = replace(RECIPES["llama_cpp"], extras={"more": "the rest"})
+    monkeypatch.setattr(installation, "recipe", lambda *_args, **_more: chosen)
+    said: list[str] = []
+    installer = Installer(Environments(tmp_path / "engines"), tmp_path / "logs", print, said.append)
+    made, _ = installer.install("llama_cpp")
+    assert made.version == VERSION
+    assert ("more" in made.packages) == (code == "")
+    assert said == ([] if code == "" else ["left out: more, of which no build works here. It is needed for the rest."])
+
+
+def make_index(folder: Path) -> str:
+    """The address of an index with the wheels in the folder."""
+    for wheel in folder.glob("*.whl"):
+        project = folder / re.sub("[-_.]+", "-", wheel.name.partition("-")[0])
+        project.mkdir()
+        (project / "index.html").write_text(f'<a href="../{wheel.name}">{wheel.name}</a>')
+    return folder.as_uri()
+
+
+LIBRARY = "xllamacpp/xllamacpp.abi3.so"
+NEEDS_CUDA = """
+if "/libcudart.so.12" not in open("/proc/self/maps").read():
+    raise ImportError("libcudart.so.12: cannot open shared object file: No such file or directory")
+"""
+NO_DRIVER = "raise ImportError('libcuda.so.1: cannot open shared object file')"
+FOR_CPUS = "this build is for CPUs, and cannot use the machine's GPUs"
+
+
+@pytest.fixture
+def installer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Installer, list[str]]:
+    """Installs on a machine with a GPU, where PyPI has the build for CPUs and a library of NVIDIA's; and the warnings.
+    The builds for GPUs are in the index in the folder ``gpu``."""
+    make_wheel(tmp_path / "pypi", VERSION, files={LIBRARY: b"ggml_backend_cpu_reg"})
+    library = {"nvidia/cuda_runtime/lib/libcudart.so.12": Path(msgspec._core.__file__).read_bytes()}
+    make_wheel(tmp_path / "pypi", "12.8.90", name="nvidia_cuda_runtime_cu12", files=library)
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_INDEX_URL", make_index(tmp_path / "pypi"))
+    monkeypatch.setattr(environments, "has_nvidia", lambda: True)
+    chosen = RECIPES["llama_cpp"]
+    assert chosen.gpu_builds is not None
+    builds = replace(chosen.gpu_builds, index=(tmp_path / "gpu").as_uri())
+    monkeypatch.setattr(installation, "recipe", lambda *_args, **_more: replace(chosen, gpu_builds=builds))
+    said: list[str] = []
+    return Installer(Environments(tmp_path / "engines"), tmp_path / "logs", print, said.append), said
+
+
+@pytest.mark.parametrize(
+    ("code", "why_not"),
+    [
+        ("", None),
+        (NEEDS_CUDA, None),
+        (NO_DRIVER, "xllamacpp cannot be imported: ImportError: libcuda.so.1: cannot open"),
+        (None, f"ERROR: No matching distribution found for xllamacpp=={VERSION}"),
+    ],
+)
+def test_a_machine_with_a_gpu_gets_a_build_that_can_use_it_where_there_is_one(
+    code: str | None,
+    why_not: str | None,
+    installer: tuple[Installer, list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if code is not None:
+        make_wheel(tmp_path / "gpu", VERSION, code, files={LIBRARY: b"ggml_backend_cuda_reg"})
+        make_index(tmp_path / "gpu")
+    monkeypatch.setattr(installation, "_settings", lambda *_: set())  # what leads to our index is no setting of a user
+    installs, told = installer
+    made, new = installs.install("llama_cpp")
+    assert new
+    assert installs.environments.report("llama_cpp")["device"] == ("cpu" if why_not else "cuda")
+    assert ("nvidia-cuda-runtime-cu12" in made.packages) == (code == NEEDS_CUDA)
+    assert len(told) == (1 if why_not else 0)
+    assert all(warning.startswith(f"{FOR_CPUS} ({why_not}") for warning in told)
+    told.clear()
+    assert installs.install("llama_cpp") == (made, False)
+    assert [warning.startswith(f"{FOR_CPUS}. ") for warning in told] == ([True] if why_not else [])
+
+
+def test_where_pip_is_told_to_look_it_looks_and_nowhere_else(
+    installer: tuple[Installer, list[str]], tmp_path: Path
+) -> None:
+    make_wheel(tmp_path / "gpu", VERSION, files={LIBRARY: b"ggml_backend_cuda_reg"})
+    make_index(tmp_path / "gpu")
+    installs, told = installer
+    installs.install("llama_cpp")
+    assert installs.environments.report("llama_cpp")["device"] == "cpu"
+    (warning,) = told
+    assert warning.startswith(f"{FOR_CPUS} (pip's settings say where to look). ")

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from scripts import tiny_hf
 from scripts.tiny_gguf import Shape
-from tests.engines import Running, options_of
+from tests.engines import Running, options_of, run_checks
 from tests.fixtures_models import SAY
 from tests.harness import eventually
 
@@ -104,3 +104,7 @@ def test_the_first_rank_takes_the_others_with_it(options: EngineOptions, tmp_pat
     family[0].kill()
     assert not psutil.wait_procs(family[1:], timeout=30)[1]
     worker.stop(grace=0)
+
+
+def test_with_its_kernels_a_model_says_what_it_says_without() -> None:
+    assert run_checks("deepspeed", "kernel_checks.py") == "whole"

@@ -17,6 +17,7 @@ from scripts import tiny_gguf_kinds as kinds
 from tests.fakes import FakeUpstream
 from tests.fixtures_models import SAY
 
+from byzerllm.engines.llama_cpp_parameters import PARAMETERS
 from byzerllm.providers.mock_media import pixel
 
 if TYPE_CHECKING:
@@ -223,3 +224,16 @@ def test_a_template_from_a_file(byzer: Byzer, tmp_path: Path, tiny_gguf: Path) -
     found = call(byzer, "/tokenize", "templated", messages=[{"role": "user", "content": "hello world"}])
     assert found["count"] in (2, 3)  # with or without the end of the line
     assert tiny.START not in json.dumps(found)
+
+
+def test_the_defaults_that_the_documentation_names_are_llama_cpps() -> None:
+    import xllamacpp
+
+    ours = {"n_gpu_layers", "cache_ram", "n_ctx", "seed"}
+    in_other_form = {"use_mmap", "use_mlock", "lora_scale", "reranking"}
+    named = {n: p for n, p in PARAMETERS.items() if " " not in p.default and "`" not in p.default}
+    for name in named.keys() - ours - in_other_form - {n for n, p in named.items() if p.default == "none"}:
+        value: Any = xllamacpp.CommonParams()
+        for part in named[name].attribute.split("."):
+            value = getattr(value, part)
+        assert named[name].read(name, named[name].default) == getattr(value, "value", value), name

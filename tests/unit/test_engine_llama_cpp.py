@@ -31,7 +31,7 @@ def refusal(**params: str) -> InvalidInput:
 
 
 def test_registry_names_the_engines_and_makes_them() -> None:
-    assert names() == ("deepspeed", "llama_cpp", "transformers", "vllm")
+    assert names() == ("deepspeed", "funasr", "llama_cpp", "transformers", "vllm")
     assert [engine(name).name for name in names()] == list(names())
 
 
@@ -72,6 +72,17 @@ def test_defaults() -> None:
         "sharers": 1,
         "gpus": 0,
     }
+
+
+@pytest.mark.parametrize("gpus", [0.5, 1, 2])
+def test_a_worker_with_gpus_has_as_many_layers_there_as_fit(gpus: float) -> None:
+    def layers(**params: str) -> tuple[int, int]:
+        found = LLAMA.parse(spec(gpus_per_worker=gpus, infer_params={"model_draft": "/d.gguf", **params})).values
+        return found["n_gpu_layers"], found["speculative.draft.n_gpu_layers"]
+
+    assert layers() == (-1, -1)
+    assert layers(n_gpu_layers="7") == (7, 7)
+    assert layers(n_gpu_layers_draft="0") == (-1, 0)
 
 
 def test_whole_cpus_are_the_threads_unless_threads_are_given() -> None:
@@ -158,6 +169,9 @@ def test_layers_for_a_gpu_that_the_instance_has_not_are_told(monkeypatch: pytest
     params = {"n_gpu_layers": "-1"}
     assert "--gpus_per_worker" in LLAMA.parse(spec(infer_params=params)).warnings[0]
     assert LLAMA.parse(spec(infer_params=params, gpus_per_worker=1)).warnings == ()
+    params = {"n_gpu_layers": "0"}
+    assert "not used" in LLAMA.parse(spec(infer_params=params, gpus_per_worker=1)).warnings[0]
+    assert LLAMA.parse(spec(gpus_per_worker=1)).warnings == ()
     assert LLAMA.parse(spec()).warnings == ()
 
 

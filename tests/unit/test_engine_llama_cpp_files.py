@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 from scripts import tiny_gguf as tiny
 from scripts import tiny_gguf_kinds as kinds
 
-from byzerllm.engines import engine, llama_cpp
+from byzerllm.engines import engine, environments
 from byzerllm.engines.base import EngineOptions, Memory
 from byzerllm.errors import EngineMissing, InvalidInput
 from byzerllm.spec import DeploymentSpec
@@ -51,7 +50,7 @@ def parsed(folder: Path, model: str, slots: Any = 1, gpus: Any = 0, **params: st
 
 @pytest.fixture(autouse=True)
 def _gpu_build(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llama_cpp, "built_for_gpus", lambda python: True)
+    monkeypatch.setattr(environments, "built_for_gpus", lambda python: True)
 
 
 def test_memory_is_the_files_and_the_cache_of_all_slots(folder: Path) -> None:
@@ -77,12 +76,13 @@ def test_memory_is_the_files_and_the_cache_of_all_slots(folder: Path) -> None:
     ("gpus", "params", "where"),
     [
         (0, {"n_gpu_layers": "99"}, (False, 1)),
-        (1, {}, (False, 1)),
+        (1, {}, None),  # as many as fit
+        (1, {"n_gpu_layers": "0"}, (False, 1)),
         (2, {"n_gpu_layers": "3"}, (True, 2)),
         (2, {"n_gpu_layers": "99", "split_mode": "none"}, (True, 1)),
         (4, {"n_gpu_layers": "99", "tensor_split": "1,0,1"}, (True, 2)),
         (1, {"n_gpu_layers": "2"}, None),  # the output stays outside
-        (1, {"n_gpu_layers": "-1"}, None),  # as many as fit
+        (1, {"n_gpu_layers": "-1"}, None),
     ],
 )
 def test_which_memory_is_meant(folder: Path, gpus: float, params: dict[str, str], where: object) -> None:
@@ -173,6 +173,12 @@ def test_phases() -> None:
             "incorrect shape (hint: maybe wrong base model?)",
             "lora_path does not fit the model: tensor 'output.weight' has incorrect shape",
         ),
+        (
+            "E ggml_cuda_init: failed to initialize CUDA: CUDA driver version is insufficient for CUDA runtime version",
+            "The GPU cannot be used: CUDA driver version is insufficient",
+        ),
+        ("E CUDA error: the provided PTX was compiled with an unsupported toolchain.", "driver is older than the CUDA"),
+        ("E CUDA error: no kernel image is available for execution on the device", "The GPU failed: no kernel image"),
     ],
 )
 def test_causes(line: str, said: str) -> None:
@@ -200,14 +206,16 @@ def test_whether_a_build_is_for_gpus_is_read_from_its_library(
         library = tmp_path / "lib/python3.12/site-packages/xllamacpp/xllamacpp.abi3.so"
         library.parent.mkdir(parents=True)
         library.write_bytes(b"\x7fELF" + code)
-    assert llama_cpp.built_for_gpus(str(tmp_path / "bin" / "python")) is found
+    assert environments.built_for_gpus(str(tmp_path / "bin" / "python")) is found
 
 
 def test_layers_for_a_gpu_need_a_build_that_knows_gpus(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.platform", "linux")
-    monkeypatch.setattr(llama_cpp, "built_for_gpus", lambda python: False)
-    with pytest.raises(EngineMissing, match="the installed one is for CPUs") as refused:
+    monkeypatch.setattr(environments, "has_nvidia", lambda: True)
+    monkeypatch.setattr(environments, "built_for_gpus", lambda python: False)
+    with pytest.raises(EngineMissing, match="is a build for CPUs") as refused:
         LLAMA.check(parsed(folder, "model.gguf", gpus=1, n_gpu_layers="-1"))
-    assert f"Run: {sys.executable} -m pip install" in (refused.value.hint or "")
-    assert LLAMA.check(parsed(folder, "model.gguf", gpus=1)) is not None, "no layer is to be there"
+    assert (refused.value.hint or "").startswith("Run: byzerllm engine install llama_cpp.")
+    assert LLAMA.check(parsed(folder, "model.gguf", gpus=1, n_gpu_layers="0")) is not None, "no layer is to be there"
     assert LLAMA.check(parsed(folder, "model.gguf", n_gpu_layers="-1")) is not None, "it has no GPU, which was said"
+    monkeypatch.setattr(environments, "has_nvidia", lambda: False)
+    assert LLAMA.check(parsed(folder, "model.gguf", gpus=1)) is None, "the GPU is on another machine"

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from scripts import tiny_hf
 
-from byzerllm.engines import engine, hf_parameters
-from byzerllm.engines.base import EngineOptions
+from byzerllm.engines import engine, hf_folder, hf_parameters
+from byzerllm.engines import transformers as hf
+from byzerllm.engines.base import EngineOptions, Memory
 from byzerllm.engines.hf_folder import Kind
 from byzerllm.engines.transformers import ALIASES, GONE, Transformers
 from byzerllm.errors import EngineMissing, InvalidInput
@@ -19,7 +21,7 @@ from byzerllm.wire.base import Task
 
 KINDS: dict[Kind, tuple[dict[str, Any], Task]] = {
     Kind.CAUSAL_LM: ({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, Task.CHAT),
-    Kind.VISION_CHAT: (
+    Kind.MULTIMODAL_CHAT: (
         {
             "model_type": "llava",
             "architectures": ["LlavaForConditionalGeneration"],
@@ -104,13 +106,17 @@ def test_an_unknown_type_is_refused_with_the_nearest(model: Path) -> None:
         ("trust_remote_code", "True", True),
         ("quatization", "4", 4),
         ("quantization", "true", 8),
-        ("llm_int8_threshold", "5.5", 5.5),
         ("lora_path", "/adapters/a", "/adapters/a"),
     ],
 )
 def test_parameters_have_types(prefix: str, name: str, text: str, value: Any, model: Path) -> None:
     arguments = parse(model, infer_params={prefix + name: text}).values["arguments"]
     assert list(arguments.values()) == [value]
+
+
+def test_a_threshold_goes_with_eight_bits(model: Path) -> None:
+    given = {"backend.quantization": "8", "backend.llm_int8_threshold": "5.5"}
+    assert parse(model, infer_params=given).values["arguments"] == {"quantization": 8, "llm_int8_threshold": 5.5}
 
 
 @pytest.mark.parametrize(
@@ -124,6 +130,9 @@ def test_parameters_have_types(prefix: str, name: str, text: str, value: Any, mo
         ({"backend.dtype": "auto", "dtype": "auto"}, "given twice"),
         ({"backend.lora_path": ""}, "is empty"),
         ({"backend.device": "cuda"}, "needs --gpus_per_worker"),
+        ({"backend.llm_int8_threshold": "5"}, "has no meaning without backend.quantization=8"),
+        ({"llm_int8_threshold": "5", "quantization": "4"}, "Add backend.quantization=8, or leave it out"),
+        ({"backend.dtype": "int3"}, "must be one of auto, bfloat16, .* backend.dtype: data type of the weights"),
     ],
 )
 def test_a_wrong_parameter_is_refused(params: dict[str, str], message: str, model: Path) -> None:
@@ -141,7 +150,8 @@ def test_a_parameter_without_meaning_for_the_kind_is_refused(kind: Kind, folders
     known = hf_parameters.OF_KIND[kind]
     for name, text in given.items():
         if name in known:
-            assert name in parse(folders[kind], infer_params={name: text}).values["arguments"]
+            beside = {"quantization": "8"} if name == "llm_int8_threshold" else {}
+            assert name in parse(folders[kind], infer_params={**beside, name: text}).values["arguments"]
             continue
         with pytest.raises(InvalidInput, match=rf"backend\.{name} has no meaning.*{kind.value}") as caught:
             parse(folders[kind], infer_params={name: text})
@@ -151,7 +161,7 @@ def test_a_parameter_without_meaning_for_the_kind_is_refused(kind: Kind, folders
 def test_only_models_that_chat_take_a_template_and_an_adapter() -> None:
     for name in ("chat_template", "lora_path"):
         takes = {kind for kind, known in hf_parameters.OF_KIND.items() if name in known}
-        assert takes == {Kind.CAUSAL_LM, Kind.VISION_CHAT}
+        assert takes == {Kind.CAUSAL_LM, Kind.MULTIMODAL_CHAT}
 
 
 def test_parameters_without_use_are_said_to_be_so(model: Path) -> None:
@@ -163,7 +173,7 @@ def test_parameters_without_use_are_said_to_be_so(model: Path) -> None:
 def test_slots_depend_on_the_kind_unless_they_are_given(folders: dict[Kind, Path]) -> None:
     assert parse(folders[Kind.CAUSAL_LM]).slots == 16
     assert parse(folders[Kind.EMBEDDING]).slots == 4
-    assert parse(folders[Kind.VISION_CHAT]).slots == 1  # it answers one after the other
+    assert parse(folders[Kind.MULTIMODAL_CHAT]).slots == 16
     assert parse(folders[Kind.EMBEDDING], worker_concurrency=7).slots == 7
     with pytest.raises(InvalidInput, match="1024"):
         parse(folders[Kind.EMBEDDING], worker_concurrency=2000)
@@ -183,6 +193,39 @@ def test_the_needed_memory_is_that_of_weights_and_context(model: Path) -> None:
     half = engine("transformers").check(parse(model, infer_params={"dtype": "float16", "max_model_len": "1024"}))
     assert half is not None
     assert (half.weights, half.cache) == (weights // 2, needs.cache // 4)
+
+
+def test_gpus_that_a_kind_of_model_leaves_idle_are_told(folders: dict[Kind, Path]) -> None:
+    for kind, folder in folders.items():
+        divided = kind in (Kind.CAUSAL_LM, Kind.MULTIMODAL_CHAT)
+        warnings = parse(folder, gpus_per_worker=2).warnings
+        assert [f"kind {kind.value} uses one GPU" in warning for warning in warnings] == ([] if divided else [True])
+        assert parse(folder, gpus_per_worker=1).warnings == ()
+
+
+def test_text_models_are_divided_among_gpus(model: Path) -> None:
+    options = parse(model, gpus_per_worker=2)
+    assert engine("transformers").check(options) == Memory(
+        weights=(needs := hf.memory_of(hf_folder.read(str(model)), {}, on_gpu=True)).weights,
+        cache=needs.cache,
+        on_gpu=True,
+        shares=2,
+    )
+
+
+@pytest.mark.parametrize(
+    ("saved", "on_gpu", "held"),
+    [
+        ("float32", True, "float16"),
+        ("bfloat16", True, "bfloat16"),
+        ("bfloat16", False, "float32"),
+        ("float16", False, "float32"),
+    ],
+)
+def test_images_are_made_in_half_the_width_on_a_gpu(model: Path, saved: str, on_gpu: bool, held: str) -> None:
+    folder = replace(hf_folder.read(str(model)), kind=Kind.IMAGE, dtype=saved)
+    assert hf.dtype_of(folder, {}, on_gpu=on_gpu) == held
+    assert hf.dtype_of(folder, {"dtype": "float32"}, on_gpu=on_gpu) == "float32"
 
 
 @pytest.mark.parametrize(("params", "package"), [({"quantization": "4"}, "bitsandbytes"), ({"lora_path": "/"}, "peft")])
@@ -304,6 +347,43 @@ def test_ranks_that_convert_the_weights_hold_all_of_them(dtype: str, wholes: int
     assert needs is not None
     assert alone is not None
     assert (needs.weights, needs.shares) == (alone.weights * wholes, 1)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "ranks", "mapped"), [("float32", 1, True), ("float32", 2, False), ("bfloat16", 1, False)]
+)
+def test_workers_of_one_rank_share_the_file(dtype: str, ranks: int, mapped: bool, tmp_path: Path) -> None:
+    from scripts.tiny_gguf import Shape
+
+    tiny_hf.write(tmp_path / "m", shape=Shape(kv_heads=2))
+    params = {"dtype": dtype, "tp_size": str(ranks)}
+    needs = engine("deepspeed").check(deepspeed(tmp_path / "m", infer_params=params))
+    assert needs is not None
+    assert needs.mapped is mapped
+
+
+@pytest.mark.parametrize(
+    ("dtype", "gpus", "mapped"), [("float32", 0, True), ("bfloat16", 0, False), ("float32", 1, False)]
+)
+def test_workers_on_the_cpu_share_weights_that_are_as_saved(
+    dtype: str, gpus: float, mapped: bool, tmp_path: Path
+) -> None:
+    tiny_hf.write(tmp_path / "m")
+    needs = engine("transformers").check(
+        parse(tmp_path / "m", gpus_per_worker=gpus, infer_params={"backend.dtype": dtype})
+    )
+    assert needs is not None
+    assert needs.mapped is mapped
+
+
+@pytest.mark.parametrize(("dtype", "wholes"), [("float32", 0), ("bfloat16", 2)])
+def test_ranks_on_gpus_hold_them_in_the_machines_memory_first(dtype: str, wholes: int, tmp_path: Path) -> None:
+    from scripts.tiny_gguf import Shape
+
+    tiny_hf.write(tmp_path / "m", shape=Shape(kv_heads=2))
+    needs = engine("deepspeed").check(deepspeed(tmp_path / "m", gpus_per_worker=2, infer_params={"dtype": dtype}))
+    assert needs is not None
+    assert needs.host == needs.weights * wholes
 
 
 def test_every_alias_of_a_parameter_is_one() -> None:

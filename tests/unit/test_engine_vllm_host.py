@@ -252,7 +252,14 @@ def test_phases(line: str, phase: str | None) -> None:
             "  Value error, Total number of attention heads (2) must be divisible. [type=value_error, input_value=A",
             ("refuses this: Total number of attention heads (2) must be divisible.",),
         ),
+        (
+            "pydantic_core._pydantic_core.ValidationError: 1 validation error for CacheConfig\n"
+            "gpu_memory_utilization\n"
+            "  Input should be less than or equal to 1 [type=less_than_equal, input_value=90.0, input_type=float]",
+            ("refuses gpu_memory_utilization: Input should be less than or equal to 1.",),
+        ),
         ("host.py: error: argument --dtype: invalid choice: 'x'", ("--dtype: invalid choice: 'x'",)),
+        ("vllm.py: error: Invalid JSON format for --lora-modules: lo", ("refuses its arguments: Invalid JSON",)),
     ],
 )
 def test_causes(line: str, words: tuple[str, ...]) -> None:

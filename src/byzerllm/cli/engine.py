@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from byzerllm.cli.console import table
 from byzerllm.cli.flags import Flag, Text
 from byzerllm.engines import names
-from byzerllm.engines.environments import Environments
+from byzerllm.engines.environments import Environments, has_nvidia
 from byzerllm.errors import InvalidInput
 from byzerllm.spec import unknown
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Mapping
 
     from byzerllm.cli.console import Console
     from byzerllm.settings import Settings
@@ -29,6 +30,7 @@ FLAGS = (
 )
 
 _DEVICES = {"cpu": "yes, on the CPU", "cuda": "yes, on the GPU"}
+_CPU_BUILD = "yes, on the CPU only: its build cannot use this machine's GPU"
 
 
 def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> int:
@@ -39,7 +41,12 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
         return 0
     from byzerllm.engines.installation import Installer
 
-    installer = Installer(environments, settings.logs, lambda line: console.progress(f"{arguments.name}: {line}"))
+    installer = Installer(
+        environments,
+        settings.logs,
+        tell=lambda line: console.progress(f"{arguments.name}: {line}"),
+        warn=lambda line: console.note(f"{arguments.name}: {line}"),
+    )
     if arguments.action == "remove":
         installer.remove(arguments.name)
         console.data(f"Engine {arguments.name} removed")
@@ -67,8 +74,11 @@ def _list(console: Console, environments: Environments) -> None:
     reports = [environments.report(name) for name in names()]
     if not console.out_is_terminal:
         return console.json(reports)
-    rows = [
-        (r["name"], r["version"], r["where"], _DEVICES.get(r["device"], f"no: {r['obstacle']}"), r["path"])
-        for r in reports
-    ]
+    rows = [(r["name"], r["version"], r["where"], _runs_here(r), r["path"]) for r in reports]
     console.data(table(("ENGINE", "VERSION", "WHERE", "RUNS HERE", "PATH"), rows))
+
+
+def _runs_here(report: Mapping[str, Any]) -> str:
+    if report["device"] == "cpu" and has_nvidia():
+        return _CPU_BUILD
+    return _DEVICES.get(report["device"], f"no: {report['obstacle']}")

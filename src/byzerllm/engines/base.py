@@ -46,7 +46,8 @@ class Memory:
     """What one worker needs to load and serve, in bytes; 0 where it cannot be known beforehand.
 
     ``on_gpu`` says which memory is meant; ``shares`` is the number of devices that it is divided among. ``mapped``: the
-    weights are mapped from their file, so that the workers of one machine have them once.
+    weights are mapped from their file, so that the workers of one machine have them once. ``host``: what a worker on
+    GPUs takes of the machine's memory while it loads.
     """
 
     weights: int
@@ -54,6 +55,7 @@ class Memory:
     on_gpu: bool
     shares: int = 1
     mapped: bool = False
+    host: int = 0
 
 
 @dataclass(frozen=True)

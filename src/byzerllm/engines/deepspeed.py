@@ -37,7 +37,7 @@ class DeepSpeed:
         Raises:
             InvalidInput: names what is wrong and what it may be.
         """
-        wanted = hf.kind_of_type(self.name, spec)
+        wanted = hf.kind_of_type(spec)
         hf.require_path(self.name, spec)
         kind = hf_folder.kind_of(spec.model_path) or wanted or Kind.CAUSAL_LM
         if kind is not Kind.CAUSAL_LM or wanted not in (None, Kind.CAUSAL_LM):
@@ -83,12 +83,14 @@ class DeepSpeed:
             )
         on_gpu = options.values["gpus"] > 0
         needs = hf.memory_of(folder, arguments, on_gpu=on_gpu)
-        if on_gpu:
-            return Memory(needs.weights, needs.cache, on_gpu, ranks)
         # Each rank loads the whole model before its part is cut out. It is then in the file's pages, which all share;
         # but not if the numbers are converted.
         converted = hf.dtype_of(folder, arguments, on_gpu=on_gpu) != folder.dtype
-        return Memory(needs.weights * (ranks if converted else 1), needs.cache, on_gpu)
+        copies = needs.weights * ranks if converted else 0
+        if on_gpu:
+            return Memory(needs.weights, needs.cache, on_gpu, ranks, host=copies)
+        # A rank alone cuts nothing: its weights stay in these pages.
+        return Memory(copies or needs.weights, needs.cache, on_gpu, mapped=ranks == 1 and not converted)
 
     def command(self, options: EngineOptions, host: str, port: int, token: str) -> Launch:
         """The process of one worker, which starts the other ranks itself."""

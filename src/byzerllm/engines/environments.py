@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
+import mmap
 import os
 import re
 import shutil
@@ -24,6 +25,7 @@ from byzerllm.errors import EngineMissing
 
 MARKER = "installed.json"
 _DRIVER = Path("/proc/driver/nvidia/version")
+_GPU_CODE = re.compile(rb"ggml_backend_(?:cuda|vk|metal|sycl)_")  # HIP's has CUDA's names
 
 
 @dataclass(frozen=True)
@@ -107,10 +109,12 @@ class Environments:
         if found is not None:
             place, version, device = "own environment", found.version, found.device
         elif in_current(engine):
-            place, version, device = "current environment", _current_version(engine), current_device(engine)
+            place, version, device = "current environment", _current_version(engine), current_device()
         else:
             unfinished = self.path(engine).exists()
-            place, version, device = "incomplete" if unfinished else "missing", "", current_device(engine)
+            place, version, device = "incomplete" if unfinished else "missing", "", current_device()
+        if version and RECIPES[engine].gpu_builds and has_nvidia():
+            device = "cpu" if built_for_gpus(self.python(engine)) is False else "cuda"
         obstacle = cannot_run(engine)
         return {
             "name": engine,
@@ -133,9 +137,9 @@ def has_nvidia() -> bool:
     return _DRIVER.exists() or shutil.which("nvidia-smi") is not None
 
 
-def current_device(engine: str) -> str:
-    """What an installation made now would be for. The wheels of llama.cpp that PyPI has are for CPUs."""
-    return "cuda" if has_nvidia() and engine != "llama_cpp" else "cpu"
+def current_device() -> str:
+    """What an installation made now would be for."""
+    return "cuda" if has_nvidia() else "cpu"
 
 
 def cannot_run(engine: str) -> str:
@@ -159,9 +163,20 @@ def packages_folders(python: str) -> list[Path]:
     return sorted(Path(python).parents[1].glob("lib/python3*/site-packages"))
 
 
+def built_for_gpus(python: str) -> bool | None:
+    """Whether the xllamacpp of that interpreter has code for GPUs; None where that cannot be told. Reads its library,
+    for some tenths of a second."""
+    for folder in packages_folders(python):
+        for library in (folder / "xllamacpp").glob("*.so"):
+            with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return _GPU_CODE.search(data) is not None
+    return None
+
+
 def versions(python: str) -> dict[str, str]:
     """The distributions that an interpreter's environment has, by normalised name; the interpreter is not started."""
-    found = importlib.metadata.distributions(path=[str(folder) for folder in packages_folders(python)])
+    # Of one that is there twice the first is imported.
+    found = reversed(list(importlib.metadata.distributions(path=[str(folder) for folder in packages_folders(python)])))
     named = ((dist.metadata["Name"], dist.version) for dist in found)
     return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in named if name}
 

@@ -15,32 +15,36 @@ from pathlib import Path
 
 import psutil
 
-from byzerllm.engines.environments import MARKER, Environment, Environments, cannot_run, current_device, versions
-from byzerllm.engines.recipes import CPU_INDEX, Recipe, recipe
+from byzerllm.engines import vllm_installed
+from byzerllm.engines.environments import (
+    MARKER,
+    Environment,
+    Environments,
+    built_for_gpus,
+    cannot_run,
+    current_device,
+    versions,
+)
+from byzerllm.engines.hosting import host_command
+from byzerllm.engines.recipes import CPU_INDEX, Recipe, pinned, recipe
 from byzerllm.errors import Conflict, EngineMissing, InvalidInput, NotFound
 
 Tell = Callable[[str], None]
 
 _LAST_LINES = 8
-_OWN_SOURCE = ("extra-index-url", "find-links", "no-index")  # pip's settings that say where builds of torch are
-
-_TRY = """
-import importlib, sys
-for name in sys.argv[1:]:
-    try:
-        importlib.import_module(name)
-    except Exception as error:
-        sys.exit(f"{name} cannot be imported: {type(error).__name__}: {error}")
-"""
+_TRIAL = "byzerllm.engines.host.modules"
+_OWN_SOURCE = ("extra-index-url", "find-links", "no-index")  # pip's settings that say where to look beyond its index
 
 
 @dataclass(frozen=True)
 class Installer:
-    """Installs into ``environments``; the output of the latest installation of each engine is kept in ``logs``."""
+    """Installs into ``environments``; the output of the latest installation of each engine is kept in ``logs``. Told is
+    what is being done, and by ``warn`` what somebody has to know afterwards."""
 
     environments: Environments
     logs: Path
     tell: Tell
+    warn: Tell
 
     def install(self, engine: str, version: str = "") -> tuple[Environment, bool]:
         """Make the engine's environment; returns it, and whether there was anything to do. Without ``version`` it is to
@@ -57,7 +61,7 @@ class Installer:
         obstacle = cannot_run(engine)
         if obstacle:
             raise InvalidInput(f"The engine {engine} cannot be installed here: {obstacle}.", param="name")
-        device = current_device(engine)
+        device = current_device()
         chosen = recipe(engine, cuda=device == "cuda")
         path = self.environments.path(engine)
         with _lock(path):
@@ -67,6 +71,7 @@ class Installer:
             found = self.environments.find(engine)
             if found is not None and (found.runs, found.device) == (chosen.runs(version), device):
                 if _works(found, chosen):
+                    self._tell_of_cpu_build(found)
                     return found, False
                 self.tell(f"the environment in {path} is broken: it is made anew")
             _refuse_used(engine, path)
@@ -105,17 +110,71 @@ class Installer:
             "Is the module venv there? On Debian: apt-get install python3-venv",
         )
         sources = cpu_index(python, run.variables) if chosen.has_torch and device == "cpu" else []
-        for words in chosen.runs(version):
-            self.tell(f"pip {' '.join(words)}")
-            options = ["--progress-bar", "off", *sources] if words[0] == "install" else []
-            run([python, "-m", "pip", "--no-input", words[0], *options, *words[1:]])
-        self.tell("trying it out")
-        run([python, "-I", "-c", _TRY, *chosen.modules])
+        no_gpu = ""
+        if chosen.gpu_builds and device == "cuda":
+            no_gpu = self._install_for_gpus(run, python, chosen, version)
+        else:
+            self._install(run, python, chosen, version, sources)
+        for package, use in chosen.extras.items():
+            try:
+                self._pip(run, python, ["install", "--no-deps", pinned(package)], sources)
+                run(_trial(python, *chosen.modules, package))
+            except EngineMissing:
+                self._pip(run, python, ["uninstall", "--yes", package])
+                self.warn(f"left out: {package}, of which no build works here. It is needed for {use}.")
+        if engine == "vllm" and (trouble := vllm_installed.learn_names(python)):
+            self.warn(trouble)
         packages = versions(python)
         said = Environment(engine, path, packages[chosen.main], device, chosen.runs(version), packages)
         fresh = path / f"{MARKER}.new"
         fresh.write_text(json.dumps(said.facts(), indent=2), "utf-8")
         fresh.replace(path / MARKER)
+        self._tell_of_cpu_build(said, no_gpu)
+
+    def _install(self, run: _Runs, python: str, chosen: Recipe, version: str, sources: Sequence[str]) -> None:
+        for words in chosen.runs(version):
+            self._pip(run, python, words, sources)
+        self.tell("trying it out")
+        missing = dict(chosen.gpu_builds.libraries if chosen.gpu_builds else {})
+        while True:
+            try:
+                run(_trial(python, *chosen.modules))
+                return
+            except EngineMissing as error:
+                library = next((name for name in missing if f"{name}: cannot open" in error.message), None)
+                if library is None:
+                    raise
+                self._pip(run, python, ["install", missing.pop(library)])
+
+    def _install_for_gpus(self, run: _Runs, python: str, chosen: Recipe, version: str) -> str:
+        """Install a build for NVIDIA's GPUs from the index that has them, unless pip was told where to look; where it
+        cannot be had, or cannot be used, the one for CPUs. Returns why it may be the latter."""
+        builds = chosen.gpu_builds
+        assert builds is not None
+        if _settings(python, run.variables).intersection(("index-url", *_OWN_SOURCE)):
+            self._install(run, python, chosen, version, [])
+            return "pip's settings say where to look"
+        try:
+            self._install(run, python, chosen, version, ["--index-url", builds.index])
+        except EngineMissing as error:
+            brought = sorted({package.partition("=")[0] for package in builds.libraries.values()})
+            self._pip(run, python, ["uninstall", "--yes", chosen.main, *brought])
+            self._install(run, python, chosen, version, [])
+            return error.message.splitlines()[-1]
+        return ""
+
+    def _tell_of_cpu_build(self, made: Environment, reason: str = "") -> None:
+        builds = recipe(made.engine, cuda=True).gpu_builds
+        if builds and made.device == "cuda" and built_for_gpus(str(made.python)) is False:
+            self.warn(
+                f"this build is for CPUs, and cannot use the machine's GPUs{reason and f' ({reason})'}. Those for GPUs "
+                f"are in the index {builds.index}; to try again: byzerllm engine remove {made.engine}, and install"
+            )
+
+    def _pip(self, run: _Runs, python: str, words: Sequence[str], sources: Sequence[str] = ()) -> None:
+        self.tell(f"pip {' '.join(words)}")
+        options = ["--progress-bar", "off", *sources] if words[0] == "install" else []
+        run([python, "-m", "pip", "--no-input", words[0], *options, *words[1:]])
 
 
 @dataclass(frozen=True)
@@ -160,8 +219,13 @@ class _Runs:
 
 
 def _works(found: Environment, chosen: Recipe) -> bool:
-    argv = [str(found.python), "-I", "-c", _TRY, *chosen.modules]
+    argv = _trial(str(found.python), *chosen.modules)
     return subprocess.run(argv, env=_variables(chosen), cwd="/", capture_output=True, check=False).returncode == 0
+
+
+def _trial(python: str, *modules: str) -> tuple[str, ...]:
+    """The command that tries whether the modules can be imported."""
+    return (*host_command(python, _TRIAL), *modules)
 
 
 def _variables(chosen: Recipe) -> dict[str, str]:
@@ -172,11 +236,15 @@ def _variables(chosen: Recipe) -> dict[str, str]:
 
 def cpu_index(python: str, variables: Mapping[str, str]) -> list[str]:
     """pip's option for the builds of torch for CPUs, unless pip was told where to look beyond its index."""
+    known = sys.platform != "linux" or _settings(python, variables).intersection(_OWN_SOURCE)
+    return [] if known else ["--extra-index-url", CPU_INDEX]
+
+
+def _settings(python: str, variables: Mapping[str, str]) -> set[str]:
+    """The names of all that pip is set to, in variables and files."""
     argv = [python, "-m", "pip", "config", "list"]
     done = subprocess.run(argv, env=dict(variables), cwd="/", capture_output=True, text=True, check=False)
-    names = {line.partition("=")[0].rpartition(".")[2] for line in done.stdout.splitlines()}
-    known = sys.platform != "linux" or names.intersection(_OWN_SOURCE)
-    return [] if known else ["--extra-index-url", CPU_INDEX]
+    return {line.partition("=")[0].rpartition(".")[2] for line in done.stdout.splitlines()}
 
 
 @contextlib.contextmanager

@@ -1,19 +1,17 @@
 """llama.cpp, by way of xllamacpp: a wheel that holds llama.cpp's own HTTP server with its continuous batching.
 
 Parameters have the names of llama.cpp and llama-cpp-python. One that is not given keeps llama.cpp's own default, but
-for these:
-
-* ``n_gpu_layers``: 0, no layer on a GPU; -1 puts there as many as fit; a draft model's are as many as the model's;
-* ``n_ctx``: 4096 tokens, or what the model was trained for if that is less. It is the context **of each slot**
-  (llama.cpp itself divides it among them). 0 stands for what the model was trained for; no slot gets more than that;
-* ``n_threads``: ``--cpus_per_worker`` when that is 1 or more, else the worker's share of the machine's cores;
-* ``cache_ram``: 1024 MiB for the states of earlier prompts (llama.cpp: 8192), so that memory stays what one expects;
-* with ``embedding=true``: ``pooling_type`` is ``mean`` where the model names none, and a prompt may fill ``n_batch``.
+for ``n_gpu_layers``, ``n_ctx``, ``n_threads`` and ``cache_ram``: a worker is to take what one expects of it. The
+context is that of each slot; llama.cpp itself divides ``n_ctx`` among them.
 
 ``embedding=true`` makes an instance for embeddings, ``reranking=true`` one that ranks: its scores are what the model's
 head gives, which for most is no number between 0 and 1. ``chat_template=none`` leaves completions only.
 
 A worker has ``--worker_concurrency`` slots, by default 1.
+
+On a machine with a GPU of NVIDIA's ``byzerllm engine install`` takes a build for CUDA 12.8 from xllamacpp's own index,
+as PyPI has builds for CPUs only, and those of NVIDIA's libraries that the machine lacks; it needs glibc 2.35. Where it
+cannot be had, or pip is told to look elsewhere and finds none, the build for CPUs is taken, and that is said.
 """
 
 from __future__ import annotations
@@ -21,7 +19,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import mmap
 import re
 import sys
 from pathlib import Path
@@ -42,13 +39,12 @@ if TYPE_CHECKING:
 HOST = "byzerllm.engines.host.llama_cpp"
 KINDS = ("auto", "llama2", "llama")
 DEFAULT_CACHE_RAM = 1024
+AS_MANY_AS_FIT = -1
 MAX_SLOTS = 256  # llama.cpp's own limit
 _PROJECTOR, _DRAFT = PARAMETERS["mmproj"].attribute, PARAMETERS["model_draft"].attribute
 # How far a draft model's vocabulary may differ: llama.cpp's own limits.
 _FREE_WORDS, _MORE_WORDS = 5, 128
 _F16 = 1  # ggml's number of the type that caches have by default
-_GPU_CODE = re.compile(rb"ggml_backend_(?:cuda|vk|metal|sycl)_")  # HIP's has CUDA's names
-_GPU_WHEELS = "https://xorbitsai.github.io/xllamacpp/whl/cu128"
 _MAPPED = 1  # of llama.cpp's ways to load, the default
 
 _MAIN = (Task.CHAT, Task.COMPLETION, Task.RESPONSES)
@@ -86,6 +82,12 @@ _CAUSES: tuple[tuple[str, str], ...] = (
     (r"Failed to load CLIP model from (.+)", "mmproj={0} is no projector that this llama.cpp knows."),
     (r"failed to apply lora adapter: (.+)", "lora_path does not fit the model: {0}."),
     (r"chat template parsing error: (.+)", "chat_template cannot be used: {0}."),
+    (
+        r"PTX was compiled with an unsupported toolchain",
+        "The GPU cannot be used: its driver is older than the CUDA of this xllamacpp (12.8, if byzerllm installed it).",
+    ),
+    (r"failed to initialize CUDA: (.+)", "The GPU cannot be used: {0}. This xllamacpp may be for a newer driver."),
+    (r"CUDA error: (.+)", "The GPU failed: {0}."),
 )
 
 
@@ -191,7 +193,7 @@ def _tasks(values: dict[str, Any]) -> tuple[Task, ...]:
 
 def _add_defaults(values: dict[str, Any], spec: DeploymentSpec) -> None:
     values["model_alias"] = spec.name
-    values.setdefault("n_gpu_layers", 0)
+    values.setdefault("n_gpu_layers", AS_MANY_AS_FIT if spec.gpus_per_worker else 0)
     if "speculative.types" in values:
         values.setdefault(PARAMETERS["n_gpu_layers_draft"].attribute, values["n_gpu_layers"])
     values.setdefault("cache_ram_mib", DEFAULT_CACHE_RAM)
@@ -206,6 +208,8 @@ def _add_defaults(values: dict[str, Any], spec: DeploymentSpec) -> None:
 def _warnings(spec: DeploymentSpec, values: Mapping[str, Any]) -> tuple[str, ...]:
     if values["n_gpu_layers"] and not spec.gpus_per_worker and sys.platform != "darwin":
         return ("n_gpu_layers has no effect: the instance has no GPU (--gpus_per_worker is 0).",)
+    if spec.gpus_per_worker and not values["n_gpu_layers"]:
+        return ("Its GPUs are not used: n_gpu_layers is 0. Without it they take as many layers as fit.",)
     return ()
 
 
@@ -215,24 +219,15 @@ def _is_installed(python: str) -> bool:
 
 
 def _check_build(options: EngineOptions) -> None:
-    if not (options.values["gpus"] and options.values["n_gpu_layers"]) or sys.platform == "darwin":
-        return
-    if built_for_gpus(options.python) is False:
+    if not (options.values["gpus"] and options.values["n_gpu_layers"] and environments.has_nvidia()):
+        return  # without a GPU here it runs on another machine, where the host finds out
+    if environments.built_for_gpus(options.python) is False:
+        first = "" if options.python == sys.executable else "byzerllm engine remove llama_cpp; "
         raise EngineMissing(
-            "n_gpu_layers needs a build of xllamacpp for GPUs, and the installed one is for CPUs.",
-            hint=f"Run: {options.python} -m pip install --force-reinstall --index-url {_GPU_WHEELS} xllamacpp (this is "
-            "for CUDA 12.8; https://github.com/xorbitsai/xllamacpp has the others).",
+            "The worker has GPUs, and the installed xllamacpp is a build for CPUs, which cannot use them.",
+            hint=f"Run: {first}byzerllm engine install llama_cpp. For GPUs of others than NVIDIA "
+            "https://github.com/xorbitsai/xllamacpp has builds. With n_gpu_layers=0 the model runs on the CPU.",
         )
-
-
-def built_for_gpus(python: str) -> bool | None:
-    """Whether the xllamacpp of that interpreter has code for GPUs; None where that cannot be told. Reads its library,
-    for some tenths of a second."""
-    for folder in environments.packages_folders(python):
-        for library in (folder / "xllamacpp").glob("*.so"):
-            with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _GPU_CODE.search(data) is not None
-    return None
 
 
 def _check_use(options: EngineOptions, header: gguf.Header) -> None:

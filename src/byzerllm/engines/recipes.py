@@ -26,20 +26,34 @@ TESTED: Mapping[str, Pin] = {
     ),
     "sentence-transformers": Pin("6.2.0", "the newest that takes this transformers"),
     "accelerate": Pin("1.15.0", "the newest that takes this transformers"),
+    "torchvision": Pin("0.28.0", "the only one that goes with this torch"),
     "deepspeed": Pin("0.19.8", "the newest; its tensor parallelism on CPUs was tried with this transformers"),
+    "funasr": Pin("1.4.16", "the newest; what its model is loaded with has changed from release to release"),
     "xllamacpp": Pin(
         "2026.10.11549", "llama.cpp b11549; parameters are attributes of its classes, which have changed before"
     ),
 }
 
-# Of the Hugging Face engines: what our own host imports, and what single tasks need.
-_HOST = ("accelerate", "httptools", "llguidance", "msgspec", "peft", "pillow", "soundfile", "uvicorn", "uvloop")
+# What our own host imports, with every engine; and what it needs for single tasks of the Hugging Face ones.
+_SERVER = ("httptools", "msgspec", "soundfile", "uvicorn", "uvloop")
+_HOST = tuple(sorted((*_SERVER, "accelerate", "llguidance", "peft", "pillow")))
+
+
+@dataclass(frozen=True)
+class GpuBuilds:
+    """Builds for NVIDIA's GPUs of what PyPI has only for CPUs: in ``index``, under the same names and versions, so that
+    it has to be asked alone. ``libraries`` are those of NVIDIA's that they look for on the system, in the order in
+    which they need each other; each is also in a package of PyPI's."""
+
+    index: str
+    libraries: Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class Recipe:
     """``main`` is the distribution whose version is the engine's. ``before`` is installed first, by a run of pip of its
-    own, then ``main`` with ``beside``; at last ``without`` is removed. ``modules`` must then be importable.
+    own, then ``main`` with ``beside``; at last ``without`` is removed. ``modules`` must then be importable. Each of
+    ``extras``, which say what they are for, is added if it can be imported with them.
 
     ``picks_torch``: a release of it works with one release of torch only, so another release brings its own.
     ``pythons`` are the first and the last release of Python that it runs on.
@@ -50,7 +64,9 @@ class Recipe:
     before: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
+    extras: Mapping[str, str] = field(default_factory=dict)
     variables: Mapping[str, str] = field(default_factory=dict)
+    gpu_builds: GpuBuilds | None = None
     picks_torch: bool = False
     pythons: tuple[Version, Version] = ((3, 11), (3, 14))
     systems: tuple[str, ...] = ("linux", "darwin")
@@ -62,9 +78,9 @@ class Recipe:
     def runs(self, version: str = "") -> list[list[str]]:
         """The arguments of each run of pip, in order. With another ``version`` of ``main`` the rest may be any."""
         own = version in ("", _tested(self.main))
-        first = [_pinned(name) for name in self.before] if own or not self.picks_torch else []
-        main = _pinned(self.main) if own else f"{self.main}=={version}"
-        then = [main, *(_pinned(name) if own else name for name in self.beside)]
+        first = [pinned(name) for name in self.before] if own or not self.picks_torch else []
+        main = pinned(self.main) if own else f"{self.main}=={version}"
+        then = [main, *(pinned(name) if own else name for name in self.beside)]
         runs = [["install", *packages] for packages in (first, then) if packages]
         return [*runs, ["uninstall", "--yes", *self.without]] if self.without else runs
 
@@ -77,12 +93,35 @@ RECIPES: Mapping[str, Recipe] = {
         beside=("transformers", *_HOST),
         variables={"DS_BUILD_OPS": "0"},  # what it needs of its own kernels it compiles when it is first used
     ),
-    "llama_cpp": Recipe(main="xllamacpp", modules=("xllamacpp",), pythons=((3, 10), (3, 14))),
+    "funasr": Recipe(
+        main="funasr",
+        modules=("torch", "funasr", "kaldi_native_fbank"),
+        before=("torch",),
+        # Its spectra come from torchaudio, whose builds must fit those of torch, or else from this one.
+        beside=("kaldi-native-fbank", *_SERVER),
+    ),
+    "llama_cpp": Recipe(
+        main="xllamacpp",
+        modules=("xllamacpp",),
+        # There are some for CUDA 13.2 too: these run on fewer cards, and want a newer driver on most of them.
+        gpu_builds=GpuBuilds(
+            "https://xorbitsai.github.io/xllamacpp/whl/cu128",
+            {
+                "libcudart.so.12": "nvidia-cuda-runtime-cu12==12.8.*",
+                "libcublasLt.so.12": "nvidia-cublas-cu12==12.8.*",
+                "libcublas.so.12": "nvidia-cublas-cu12==12.8.*",
+                "libnccl.so.2": "nvidia-nccl-cu12",
+            },
+        ),
+        pythons=((3, 10), (3, 14)),
+    ),
     "transformers": Recipe(
         main="transformers",
         modules=("torch", "transformers", "accelerate"),
         before=("torch",),
         beside=("sentence-transformers", "bitsandbytes", "diffusers", *_HOST),
+        # Its builds for CUDA cannot be imported with a torch for CPUs, and not every index has others.
+        extras={"torchvision": "chat with models whose processor reads videos too, such as Qwen-VL"},
     ),
     "vllm": Recipe(main="vllm", modules=("vllm",), picks_torch=True, systems=("linux",)),
 }
@@ -116,5 +155,6 @@ def _tested(package: str) -> str:
     return TESTED[package].version if package in TESTED else ""
 
 
-def _pinned(package: str) -> str:
+def pinned(package: str) -> str:
+    """What pip is told to install."""
     return f"{package}=={TESTED[package].version}" if package in TESTED else package

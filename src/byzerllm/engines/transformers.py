@@ -1,17 +1,16 @@
 """transformers: models of Hugging Face's form, by our own host, which batches what can be batched.
 
-What a model does is read from its folder; a type other than ``custom/auto`` says what it must be. Parameters are those
-of ``from_pretrained``, with ``backend.`` in front; one that is not given has the model's own value, but for these:
+What a model does is read from its folder; a type other than ``custom/auto`` says what it must be. Parameters have
+the names of ``from_pretrained``, with or without ``backend.`` in front. One that a kind of model has no use for is
+refused.
 
-* ``backend.dtype``: as the weights were saved; float16 becomes float32 on a CPU, which has no instructions for it;
-* ``backend.max_model_len``: the model's own context, or as much of it as there is memory for;
-* ``backend.device``: a GPU where there is one.
+Chats take images or sounds as their model does, in OpenAI's ``image_url`` and ``input_audio`` or as ``audio_url``, with
+the data in the request: nothing is fetched.
 
-A parameter that a kind of model has no use for is refused.
-
-A worker has ``--worker_concurrency`` slots, by default 16 for text that is generated, 1 for chat about images, whose
-requests are answered one after the other, and 4 for all else. A CPU's threads are ``--cpus_per_worker`` when that is 1
-or more, else the worker's share of the cores.
+A worker has ``--worker_concurrency`` slots, by default 16 for text that is generated, also about images or sounds, and
+4 for all else. A model that cannot be batched (that is tried when it is loaded, and the log says why) answers one
+request after the other. A CPU's threads are ``--cpus_per_worker`` when that is 1 or more, else the worker's share of
+the cores.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,8 +36,9 @@ if TYPE_CHECKING:
 
 HOST = "byzerllm.engines.host.main"
 TEXT_SLOTS, OTHER_SLOTS = 16, 4
-SLOTS = {Kind.CAUSAL_LM: TEXT_SLOTS, Kind.VISION_CHAT: 1}
+SLOTS = {Kind.CAUSAL_LM: TEXT_SLOTS, Kind.MULTIMODAL_CHAT: TEXT_SLOTS}
 MAX_SLOTS = 1024
+DIVIDED = (Kind.CAUSAL_LM, Kind.MULTIMODAL_CHAT)  # among the GPUs of a worker; models of other kinds are on the first
 MIN_CONTEXT = 2048  # tokens of one sequence that there must be memory for, unless fewer are wanted
 
 _WORDS = (Task.TOKENIZE, Task.DETOKENIZE)
@@ -49,8 +50,8 @@ _HOSTED: Mapping[Kind, tuple[str, tuple[Task, ...], str, dict[str, Any]]] = {
         "/v1/completions",
         {"prompt": "a", "max_tokens": 1},
     ),
-    Kind.VISION_CHAT: (
-        "vision",
+    Kind.MULTIMODAL_CHAT: (
+        "multimodal",
         (Task.CHAT, Task.COMPLETION, *_WORDS),
         "/v1/completions",
         {"prompt": "a", "max_tokens": 1},
@@ -69,16 +70,13 @@ ALIASES: Mapping[str, Kind] = {
     **dict.fromkeys(("chatglm2", "chatglm6b", "moss", "alpha_moss", "dolly"), Kind.CAUSAL_LM),
     **dict.fromkeys(("bge", "m3e"), Kind.EMBEDDING),
     "bge_rerank": Kind.RERANKER,
-    **dict.fromkeys(("qwen_vl_chat", "visualglm"), Kind.VISION_CHAT),
+    **dict.fromkeys(("qwen_vl_chat", "qwen_voice", "visualglm"), Kind.MULTIMODAL_CHAT),
     "whisper": Kind.TRANSCRIPTION,
     "bark": Kind.SPEECH,
     "stable_diffusion": Kind.IMAGE,
 }
 # Types of the older tool that need libraries nobody keeps up, or none of ours.
 GONE: Mapping[str, str] = {
-    "sensevoice": "It runs on funasr only. A Whisper model with custom/whisper writes speech down; "
-    "saas/openai reaches any server of funasr's with an OpenAI API.",
-    "qwen_voice": "Use custom/auto with --infer_backend vllm, which runs Qwen2-Audio.",
     "tokenizer": "Every text model answers /tokenize: deploy the model itself with custom/auto.",
 }
 
@@ -100,7 +98,7 @@ class Transformers:
         Raises:
             InvalidInput: names what is wrong and what it may be.
         """
-        wanted = kind_of_type(self.name, spec)
+        wanted = kind_of_type(spec)
         require_path(self.name, spec)
         values, warnings = read_all(self.name, TRANSFORMERS, spec.infer_params)
         kind = hf_folder.kind_of(_weights_folder(spec.model_path)) or wanted or Kind.CAUSAL_LM
@@ -122,6 +120,8 @@ class Transformers:
             )
         beside = {"kind": kind.value, "task": task, "name": spec.name, "gpus": spec.gpus_per_worker}
         share = {"threads": int(spec.cpus_per_worker), "sharers": spec.num_workers}
+        if spec.gpus_per_worker > 1 and kind not in DIVIDED:
+            warnings.append(_idle_gpus(kind, spec.gpus_per_worker))
         return EngineOptions(spec.model_path, slots, tasks, {**beside, **share, "arguments": values}, tuple(warnings))
 
     def check(self, options: EngineOptions) -> Memory | None:
@@ -144,7 +144,10 @@ class Transformers:
         check_files(arguments)
         folder = hf_folder.read(_weights_folder(options.model_path))
         check_folder(folder, arguments)
-        return memory_of(folder, arguments, on_gpu=bool(options.values["gpus"]) and arguments.get("device") != "cpu")
+        on_gpu = bool(options.values["gpus"]) and arguments.get("device") != "cpu"
+        shares = max(1, int(options.values["gpus"])) if on_gpu and kind in DIVIDED else 1
+        mapped = kind is Kind.CAUSAL_LM and not on_gpu and stays_mapped(folder, arguments)
+        return replace(memory_of(folder, arguments, on_gpu=on_gpu), shares=shares, mapped=mapped)
 
     def command(self, options: EngineOptions, host: str, port: int, token: str) -> Launch:
         """The process of one worker. Options and token travel in one variable that it removes at once."""
@@ -157,7 +160,7 @@ class Transformers:
         return cause(tail)
 
 
-def kind_of_type(engine: str, spec: DeploymentSpec) -> Kind | None:
+def kind_of_type(spec: DeploymentSpec) -> Kind | None:
     """The kind of model that a type of the older tool fixes; None for ``auto``.
 
     Raises:
@@ -183,7 +186,14 @@ def require_path(engine: str, spec: DeploymentSpec) -> None:
 
 
 def _suits(kind: Kind, wanted: Kind) -> bool:
-    return kind is wanted or (wanted is Kind.CAUSAL_LM and kind is Kind.VISION_CHAT)  # which reads text too
+    return kind is wanted or (wanted is Kind.CAUSAL_LM and kind is Kind.MULTIMODAL_CHAT)  # which reads text too
+
+
+def _idle_gpus(kind: Kind, gpus: float) -> str:
+    return (
+        f"--gpus_per_worker {gpus:g}: a worker with a model of the kind {kind.value} uses one GPU, and nobody the "
+        "others. Use --gpus_per_worker 1 and a larger --num_workers."
+    )
 
 
 def _weights_folder(path: str) -> str:
@@ -236,11 +246,21 @@ def memory_of(folder: Folder, arguments: Mapping[str, Any], *, on_gpu: bool) -> 
     return Memory(folder.weight_bytes(bits / 8 if bits else width), folder.cache_bytes(tokens, width=width), on_gpu)
 
 
+def stays_mapped(folder: Folder, arguments: Mapping[str, Any]) -> bool:
+    """Whether the weights of a model on the CPU stay in their files' pages, which all its workers share: nothing of
+    them is converted or changed."""
+    same = dtype_of(folder, arguments, on_gpu=False) == folder.dtype
+    changed = "lora_path" in arguments or "quantization" in arguments
+    return same and not changed and any(folder.path.glob("*.safetensors"))
+
+
 def dtype_of(folder: Folder, arguments: Mapping[str, Any], *, on_gpu: bool) -> str:
     """The data type that the weights will have."""
     dtype: str = arguments.get("dtype", "auto")
     if dtype != "auto":
         return dtype
+    if folder.kind is Kind.IMAGE:
+        return "float32" if not on_gpu else "bfloat16" if folder.dtype == "bfloat16" else "float16"
     return "float32" if folder.dtype == "float16" and not on_gpu else folder.dtype
 
 

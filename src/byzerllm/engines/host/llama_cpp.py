@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from byzerllm.engines import cpus, gguf
+from byzerllm.engines.host import modules
 from byzerllm.engines.hosting import OPTIONS_VARIABLE
 from byzerllm.errors import InvalidInput
 
@@ -68,13 +69,13 @@ def _complete(values: dict[str, Any], slots: int, header: gguf.Header) -> dict[s
 
 def _serve(model: str, values: dict[str, Any], given: dict[str, Any]) -> Any:
     try:
-        import xllamacpp
-    except ImportError as error:
+        xllamacpp = modules.load("xllamacpp")
+    except (ImportError, OSError) as error:
         _fail(f"xllamacpp cannot be imported: {error}. Run: byzerllm engine install llama_cpp")
     if values.pop("gpus") and values["n_gpu_layers"] and not _has_gpu(xllamacpp):
         _fail(
             "n_gpu_layers needs an xllamacpp that was built for this machine's GPU; this one knows none. Install such a"
-            " build (https://github.com/xorbitsai/xllamacpp), or deploy without n_gpu_layers"
+            " build (https://github.com/xorbitsai/xllamacpp), or deploy with n_gpu_layers=0"
         )
     params = xllamacpp.CommonParams()
     adapters = values.pop("lora_adapters", [])

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from byzerllm.engines.host import cuda
+
 PREFIX = "byzerllm: "
 CPU_SHARE = 0.5  # of the free memory, for keys and values
 GPU_SHARE = 0.9
@@ -34,15 +36,14 @@ def fail(cause: str) -> NoReturn:
 
 
 def device_of(values: Mapping[str, Any]) -> str:
-    """``cuda``, ``mps`` or ``cpu``: the one that was asked for, else the best there is."""
+    """``cuda``, ``mps`` or ``cpu``: the one that was asked for, else the best there is. Ends the process if the worker
+    has a GPU that torch cannot use: a CPU in its place would be a hundred times slower, and nobody would know why."""
     import torch
 
-    asked = values.get("device")
-    if asked:
-        return str(asked)
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    device = values.get("device") or ("cuda" if values.get("gpus") or torch.cuda.is_available() else "")
+    if device == "cuda" and (why := cuda.problem()):
+        fail(f"no GPU can be used: {why}.")
+    return str(device or ("mps" if torch.backends.mps.is_available() else "cpu"))
 
 
 def dtype_of(values: Mapping[str, Any], device: str, own: Any) -> Any:
@@ -65,7 +66,8 @@ def arguments(values: Mapping[str, Any], device: str, own: Any = None) -> dict[s
     }
     if "attn_implementation" in values:
         given["attn_implementation"] = values["attn_implementation"]
-    given["device_map"] = values.get("device_map") or ("auto" if device == "cuda" else device)
+    # With one GPU "auto" would leave in RAM what does not fit, and be very slow without a word.
+    given["device_map"] = "auto" if device == "cuda" and values.get("gpus", 1) > 1 else device
     if values.get("quantization"):
         given["quantization_config"] = _quantization(values, device)
     return given
@@ -79,12 +81,16 @@ def encoder_arguments(path: str, values: Mapping[str, Any], device: str) -> dict
     }
 
 
-def for_pipeline(given: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """These arguments in the form of ``pipeline``."""
+def for_pipeline(path: str, values: Mapping[str, Any], device: str) -> dict[str, Any]:
+    """The same in the form of ``pipeline``."""
+    given = encoder_arguments(path, values, device)
+    # Weights that are quantised while they are loaded are placed then, and a pipeline must not move them.
+    placed = {} if "quantization_config" in given else {"device": device}
     return {
         "dtype": given.pop("dtype"),
         "model_kwargs": given,
         "trust_remote_code": values.get("trust_remote_code", False),
+        **placed,
     }
 
 
@@ -115,17 +121,29 @@ def config_of(path: str, values: Mapping[str, Any]) -> Any:
     return config
 
 
-def load(cls: Any, path: str, values: Mapping[str, Any]) -> Any:
-    """The model of class ``cls`` from the folder ``path``, ready to be used, with its adapter if there is one."""
+def load(cls: Any, path: str, values: Mapping[str, Any], **more: Any) -> Any:
+    """The model of class ``cls`` from the folder ``path``, ready to be used, with its adapter if there is one. ``more``
+    goes to ``from_pretrained``."""
     device = device_of(values)
     base, adapter = adapter_of(path, values)
     show_progress()
     phase("loading weights")
-    model = cls.from_pretrained(base, **arguments(values, device, config_of(base, values).dtype))
+    model = cls.from_pretrained(base, **arguments(values, device, config_of(base, values).dtype), **more)
     if adapter:
         phase("loading the LoRA adapter")
         model = _with_adapter(model, adapter)
+    left = left_out(getattr(model, "hf_device_map", None) or {})
+    if left and device == "cuda":
+        fail(
+            f"out of memory: {left} of the model's parts have no place on its {values['gpus']:g} GPUs. Use more of "
+            "them, a smaller model or backend.quantization=4."
+        )
     return model.eval()
+
+
+def left_out(places: Mapping[str, Any]) -> int:
+    """How many parts of a model are on no GPU."""
+    return sum(place in ("cpu", "disk") for place in map(str, places.values()))
 
 
 def show_progress() -> None:
@@ -174,14 +192,17 @@ def cache_budget(devices: Iterable[Any], values: Mapping[str, Any]) -> int:
     gpus = [device for device in devices if device.type == "cuda"]
     if not gpus:
         return int(_free_memory() * CPU_SHARE / values["sharers"])
+    # Each holds the keys and values of its layers, about as many as the others: the fullest says how much is possible.
+    return len(gpus) * min(gpu_budget(gpu, values) for gpu in gpus)
+
+
+def gpu_budget(gpu: Any, values: Mapping[str, Any]) -> int:
+    """Bytes that this worker may still take on a GPU."""
     import torch
 
-    def room(gpu: Any) -> int:
-        free, total = torch.cuda.mem_get_info(gpu)
-        return gpu_room(free, total, torch.cuda.memory_allocated(gpu), values["gpus"])
-
-    # Each holds the keys and values of its layers, about as many as the others: the fullest says how much is possible.
-    return len(gpus) * min(map(room, gpus))
+    torch.cuda.empty_cache()  # what the allocator has kept from loading is free too
+    free, total = torch.cuda.mem_get_info(gpu)
+    return gpu_room(free, total, torch.cuda.memory_allocated(gpu), values["gpus"])
 
 
 def gpu_room(free: int, total: int, own: int, share: float) -> int:

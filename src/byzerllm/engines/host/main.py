@@ -18,9 +18,12 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from byzerllm.engines import cpus
+from byzerllm.engines.host import cuda
 from byzerllm.engines.host.loading import fail, phase, say
 from byzerllm.engines.hosting import OPTIONS_VARIABLE
+from byzerllm.engines.recipes import pinned
 
+OF_A_SHARE = 0.95  # the rest is CUDA's own
 KEEP_ALIVE = 3600  # seconds: the gateway keeps its connections
 
 # What the libraries raise for a folder or a value that is not as it must be: the message says it all.
@@ -29,14 +32,17 @@ EXPECTED = (ImportError, OSError, ValueError)
 # What loads the models of each task: ``load(path, values, slots)``.
 LOADERS = {
     "text": "byzerllm.engines.host.causal_lm",
-    "vision": "byzerllm.engines.host.vision_chat",
+    "multimodal": "byzerllm.engines.host.multimodal_chat",
     "embedding": "byzerllm.engines.host.embedding",
     "reranker": "byzerllm.engines.host.reranking",
     "transcription": "byzerllm.engines.host.transcription",
     "speech": "byzerllm.engines.host.speech",
     "image": "byzerllm.engines.host.painting",
     "deepspeed": "byzerllm.engines.host.deepspeed_lm",
+    "sensevoice": "byzerllm.engines.host.sensevoice",
 }
+# Those that answer what another one answers.
+ANSWERS_AS = {"multimodal": "text", "deepspeed": "text", "sensevoice": "transcription"}
 
 
 def main() -> NoReturn:
@@ -54,8 +60,7 @@ def main() -> NoReturn:
         from byzerllm.engines.host.app import Application
     except ImportError as error:
         fail(f"{error}: the engine's environment is not complete. Run: byzerllm engine install {given['engine']}")
-    task = "text" if given["task"] in ("vision", "deepspeed") else given["task"]
-    application = Application(given["name"], task, given["token"])
+    application = Application(given["name"], ANSWERS_AS.get(given["task"], given["task"]), given["token"])
 
     class Server(uvicorn.Server):
         @contextlib.contextmanager
@@ -86,6 +91,7 @@ def _load(application: Any, given: dict[str, Any]) -> None:
         _set_threads(given)
         if not given["gpus"] and "device" not in given["values"]:
             given["values"]["device"] = "cpu"
+        keep_to_share(given)
         share = {"sharers": given["sharers"], "gpus": given["gpus"]}  # what the worker has of the machine
         loader = import_module(LOADERS[given["task"]])
         application.model = loader.load(given["model_path"], given["values"] | share, given["slots"])
@@ -96,12 +102,30 @@ def _load(application: Any, given: dict[str, Any]) -> None:
     say(f"serving {given['name']} on port {given['port']}, {given['slots']} slots")
 
 
+def keep_to_share(given: dict[str, Any]) -> None:
+    """Let torch take no more of a GPU than the worker's part of it. What it has freed it keeps for itself, until it
+    comes to such a limit: others would find no room."""
+    if 0 < given["gpus"] < 1 and given["values"].get("device", "cuda") == "cuda":
+        import torch
+
+        torch.cuda.set_per_process_memory_fraction(OF_A_SHARE * given["gpus"])
+
+
 def cause_of(error: BaseException, given: dict[str, Any]) -> str:
     """Why a model could not be loaded, in a sentence."""
     text = " ".join(str(error).split()) or type(error).__name__
     kind = type(error).__name__
-    if kind == "OutOfMemoryError" or "can't allocate memory" in text:
+    if kind == "OutOfMemoryError" or "can't allocate memory" in text or "STATUS_ALLOC_FAILED" in text:
         return f"out of memory while loading {given['model_path']}: {text}"
+    if of_gpu := cuda.cause(error):
+        return of_gpu
+    if (
+        "the Torchvision library" in text or "torchvision::" in text
+    ):  # it is not there, or its build is for another torch
+        return (
+            "the processor of this model needs the package torchvision, in a build for the torch that is installed. "
+            f"Run: {sys.executable} -m pip install --no-deps {pinned('torchvision')}"
+        )
     if isinstance(error, ImportError):
         return f"a package is missing in the engine's environment: {text}"
     if "does not recognize this architecture" in text or "Unrecognized model" in text:

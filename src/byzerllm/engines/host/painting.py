@@ -8,6 +8,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
+from byzerllm.engines import hf_folder
 from byzerllm.engines.host import loading
 from byzerllm.engines.host.backend import Picture
 from byzerllm.engines.host.batches import OneThread
@@ -83,7 +84,9 @@ def load(path: str, values: Mapping[str, Any], slots: int) -> DiffusionPainter:
     logging.disable_progress_bar()
     loading.phase("loading weights")
     device = loading.device_of(values)
-    own = torch.float32 if device == "cpu" else torch.float16
+    # Half of float32 is enough for images, but what was made for bfloat16 has numbers beyond those of float16.
+    half = torch.bfloat16 if hf_folder.read(path).dtype == "bfloat16" else torch.float16
+    own = torch.float32 if device == "cpu" else half
     pipeline = DiffusionPipeline.from_pretrained(
         path, dtype=loading.dtype_of(values, device, own), local_files_only=True
     ).to(device)

@@ -39,8 +39,15 @@ class Leader:
         count: int = self._decoder.token_bytes * dist.get_world_size()
         return count
 
+    @property
+    def dtype(self) -> Any:
+        return self._decoder.dtype
+
     def read(self, first: int, starts: list[int], ids: list[list[int]], taken: list[int]) -> Any:
         return self._all("read", first, starts, ids, taken)
+
+    def read_prompt(self, row: int, prompt: Any) -> Any:
+        return self._all("read_prompt", row, prompt)
 
     def alone(self, ids: list[int]) -> Any:
         return self._all("alone", ids)
@@ -107,6 +114,8 @@ def join(rank: int, count: int, meeting: str, device: str) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
     # By themselves they would listen where the host's name leads to, and they trust whoever connects.
     os.environ |= {"GLOO_SOCKET_IFNAME": LOOPBACK, "NCCL_SOCKET_IFNAME": LOOPBACK}
+    # NCCL's monitor would look each second, for ever, into the file by which they met, and that is deleted then.
+    os.environ["TORCH_NCCL_ENABLE_MONITORING"] = "0"
     backend = "cuda:nccl,cpu:gloo" if device == "cuda" else "gloo"
     if device == "cuda":
         torch.cuda.set_device(rank)

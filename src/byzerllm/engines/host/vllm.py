@@ -18,6 +18,8 @@ from collections.abc import Mapping, MutableMapping
 from typing import Any, NoReturn
 
 from byzerllm.engines import cpus, hf_folder, vllm_memory
+from byzerllm.engines.host import turn
+from byzerllm.engines.host.turn import Turn
 from byzerllm.engines.host.vllm_guard import Guard
 from byzerllm.engines.hosting import OPTIONS_VARIABLE
 from byzerllm.errors import InvalidInput
@@ -37,6 +39,8 @@ def main() -> None:
     sys.argv += completed(given, os.environ)
     os.environ.update(threads(given, os.environ))
     close_hub(given, os.environ)
+    if given["shares_gpu"]:
+        Guard.turn = wait_turn(os.environ)
     sys.argv += ["--middleware", _GUARD]  # added last, it is asked first
     for name in _SERVERS:
         if _exists(name):
@@ -107,6 +111,16 @@ def close_hub(given: Mapping[str, Any], environ: MutableMapping[str, str]) -> No
     """Keep vLLM from asking the hub for what is here; a deployer's own setting stays."""
     if given["offline"]:
         environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def wait_turn(environ: Mapping[str, str]) -> Turn:
+    """Wait until no other worker is starting on the same GPU."""
+
+    def waiting() -> None:
+        sys.stdout.write("byzerllm: phase: waiting for workers that start on the same GPU\n")
+        sys.stdout.flush()
+
+    return Turn(turn.path_of(environ["CUDA_VISIBLE_DEVICES"]), waiting)
 
 
 def watch() -> None:

@@ -8,6 +8,8 @@ import os
 from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar
 
+from byzerllm.engines.host.turn import Turn
+
 Message = dict[str, Any]
 Send = Callable[[Message], Awaitable[None]]
 Receive = Callable[[], Awaitable[Message]]
@@ -21,13 +23,17 @@ class Guard:
     """ASGI middleware. ``/health`` is open, anything else wants the token.
 
     ``advice`` is added to vLLM's refusal of a chat without a template, which does not say where one is missing.
+    ``turn`` ends when the guard is made, which is when vLLM has taken its memory.
     """
 
     advice: ClassVar[str] = ""
+    turn: ClassVar[Turn | None] = None
 
     def __init__(self, app: App) -> None:
         self._app = app
         self._expected = b"Bearer " + os.environ[TOKEN].encode()
+        if self.turn is not None:
+            self.turn.end()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket") or scope["path"] == "/health" or self._knows_token(scope):
