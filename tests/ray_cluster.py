@@ -245,7 +245,7 @@ class RayCluster:
 
     @property
     def _environ(self) -> dict[str, str]:
-        return {**os.environ, **self.environ, **_SETTINGS}
+        return {**os.environ, **_SETTINGS, **self.environ}
 
 
 class RayByzer(Byzer):

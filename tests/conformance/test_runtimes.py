@@ -75,8 +75,8 @@ def launch(program: str = PROGRAM, *args: str, **env: str) -> Launch:
     return Launch(argv=(sys.executable, "-c", program, *args), env=env, ready_path="", ready_body=b"")
 
 
-async def begin(runtime: Runtime, what: Launch, worker: str = "w") -> EngineProcess:
-    return await runtime.start(worker, NEED, lambda host, port: what, token="t", waiting=lambda why: None)
+async def begin(runtime: Runtime, what: Launch, worker: str = "w", need: Need = NEED) -> EngineProcess:
+    return await runtime.start(worker, need, lambda host, port: what, token="t", waiting=lambda why: None)
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,8 @@ class Story:
 
         return eventually(look, 20, what)
 
-    def start(self, what: Launch, worker: str = "w") -> EngineProcess:
-        process: EngineProcess = self.wait(begin(self.runtime, what, worker))
+    def start(self, what: Launch, worker: str = "w", need: Need = NEED) -> EngineProcess:
+        process: EngineProcess = self.wait(begin(self.runtime, what, worker, need))
         self.started.append(process)
         return process
 
@@ -185,10 +185,25 @@ def story(request: pytest.FixtureRequest) -> Iterator[Story]:
 
 
 @pytest.mark.parametrize("gpus", [0.0, 1.0])
-def test_it_says_what_memory_is_free_or_that_it_cannot_be_told(story: Story, gpus: float) -> None:
-    spec = DeploymentSpec(name="m", gpus_per_worker=gpus)
-    room = story.wait(story.runtime.memory(spec, 2, on_gpu=gpus > 0))
-    assert room is None or 0 <= room.free <= room.total
+def test_it_says_what_memory_is_free_where_workers_can_be_placed(story: Story, gpus: float) -> None:
+    spec = DeploymentSpec(name="w", num_workers=2, gpus_per_worker=gpus)
+    sites = story.wait(story.runtime.memory(spec, on_gpu=gpus > 0))
+    for site in sites:
+        assert 0 < site.room.free <= site.room.total
+        assert site.places > site.own == 0
+        assert all(0 <= gpu.free <= gpu.total for gpu in site.gpus or ())
+
+
+def test_workers_go_where_they_are_preferred_and_are_counted_there(story: Story) -> None:
+    spec = DeploymentSpec(name="w", num_workers=3)
+    sites = story.wait(story.runtime.memory(spec, on_gpu=False))
+    story.runtime.prefer("w", [site.node for site in reversed(sites)])
+    for number, site in enumerate(reversed(sites)):
+        process = story.start(launch(PROGRAM, "'hello'"), f"w.1.{number}", Need(cpus=0.01))
+        assert process.node in ("", site.node)
+    assert [site.own for site in story.wait(story.runtime.memory(spec, on_gpu=False))] == [1] * len(sites)
+    story.wait(story.runtime.stop(story.started[0], grace=10))
+    assert sum(site.own for site in story.wait(story.runtime.memory(spec, on_gpu=False))) == len(sites) - 1
 
 
 def test_a_process_is_started_watched_taken_back_and_stopped(story: Story) -> None:

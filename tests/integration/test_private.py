@@ -14,7 +14,7 @@ from tests.fixtures_models import SAY
 from tests.harness import Byzer, eventually
 
 LLAMA = ("--pretrained_model_type", "custom/auto", "--infer_backend", "llama_cpp")
-FAST = ("--infer_params", "n_threads=1", "verbose=false")
+FAST = ("--infer_params", "n_threads=1", "verbose=false", "n_gpu_layers=0")  # a GPU of Ray's books is none
 
 
 def deploy(byzer: Byzer, name: str, model: Path, *more: str, code: int = 0) -> Any:

@@ -52,7 +52,8 @@ class FakeActor:
 
 
 class FakeCluster:
-    """``methods`` are those of every actor that is created; ``actors`` are by name, whatever the namespace."""
+    """``methods`` are those of every actor that is created; ``actors`` are by name, whatever the namespace; ``answers``
+    is what functions return, by node."""
 
     address = "10.0.0.1:6379"
 
@@ -64,6 +65,8 @@ class FakeCluster:
         self.reserved: dict[str, Sequence[float]] = {}
         self.has_cpus = True
         self.in_queue = 1
+        self.ran: list[tuple[Any, ...]] = []
+        self.answers: dict[str, Any] = {}
 
     def create(self, path: str, name: str, *args: Any, **options: Any) -> FakeActor:
         if name in self.actors:
@@ -74,6 +77,10 @@ class FakeCluster:
     def add(self, name: str, methods: Mapping[str, Method]) -> FakeActor:
         self.actors[name] = actor = FakeActor(self, name, methods)
         return actor
+
+    def run_on(self, nodes: Sequence[str], path: str, *args: Any, timeout: float) -> dict[str, Any]:
+        self.ran.append((path, *args))
+        return {node: self.answers[node] for node in nodes if node in self.answers}
 
     def find(self, name: str, namespace: str = "") -> FakeActor | None:
         return self.actors.get(name)

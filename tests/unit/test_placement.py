@@ -9,7 +9,7 @@ import pytest
 
 from byzerllm.errors import CapacityExceeded, InvalidInput
 from byzerllm.runtime.base import Need
-from byzerllm.runtime.placement import Node, bundles, check_need, check_possible, fits, wanted, why_waiting
+from byzerllm.runtime.placement import Node, bundles, check_need, check_possible, fits, places, wanted, why_waiting
 from byzerllm.spec import DeploymentSpec
 
 
@@ -22,6 +22,15 @@ def spec(kind: str = "custom/auto", **fields: object) -> DeploymentSpec:
 
 
 NEED = Need(cpus=0.5, gpus=1)
+
+
+def test_the_scarcest_amount_says_for_how_many_workers_there_is_a_place() -> None:
+    assert places(NEED, {"CPU": 4, "GPU": 3}, 9) == 3
+    assert places(NEED, {"CPU": 1.4, "GPU": 3}, 9) == 2
+    assert places(NEED, {"CPU": 4}, 9) == 0
+    assert places(NEED, {"CPU": 64, "GPU": 64}, 9) == 9
+    assert places(Need(cpus=0.1), {"CPU": 0.3}, 9) == 3, "though 0.3 / 0.1 is a bit less"
+    assert places(Need(), {}, 9) == 9
 
 
 def test_only_what_is_asked_for_is_wanted() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -27,7 +28,7 @@ from byzerllm.engines.environments import Environments
 from byzerllm.engines.llama_cpp import LlamaCpp
 from byzerllm.errors import CapacityExceeded, EngineMissing, InvalidInput
 from byzerllm.relay.pool import Pool
-from byzerllm.runtime.base import Room, Runtime
+from byzerllm.runtime.base import Room, Runtime, Site
 from byzerllm.spec import DeploymentSpec, Timeouts
 
 
@@ -47,9 +48,13 @@ class Machine:
     """Of a runtime, the memory that it says is free."""
 
     free: int
+    running: int = 0
 
-    async def memory(self, spec: DeploymentSpec, workers: int, *, on_gpu: bool) -> Room:
-        return Room(self.free, 1 << 40)
+    async def memory(self, spec: DeploymentSpec, *, on_gpu: bool) -> list[Site]:
+        return [Site(Room(self.free, 1 << 40), 100, self.running)]
+
+    def prefer(self, instance: str, nodes: Sequence[str]) -> None:
+        """There is one machine only."""
 
 
 def outside(
@@ -166,7 +171,8 @@ def fits(spec: DeploymentSpec, before: DeploymentSpec, free: int) -> bool:
 
     def passes(free: int) -> bool:
         try:
-            outside(spec, before=before, machine=Machine(free), verify=True)
+            running = 0 if before.is_saas else before.num_workers
+            outside(spec, before=before, machine=Machine(free, running), verify=True)
         except CapacityExceeded:
             return False
         return True
@@ -199,7 +205,7 @@ def test_workers_that_stay_need_nothing(tiny_gguf: Path) -> None:
 
 def scale(spec: DeploymentSpec, before: DeploymentSpec, free: int) -> None:
     async def main() -> None:
-        runtime = cast(Runtime, Machine(free))
+        runtime = cast(Runtime, Machine(free, before.num_workers))
         around = Outside(Pool(), Environments(Path("/nowhere")), MemoryCheck(runtime, lambda name: False))
         await check_scale(spec, before, around, {})
 

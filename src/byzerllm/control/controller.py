@@ -28,7 +28,7 @@ from byzerllm.control.state import State
 from byzerllm.control.status import status
 from byzerllm.control.store import SavedDeployment, SavedEngine, Store
 from byzerllm.engines.environments import Environments
-from byzerllm.errors import ByzerError
+from byzerllm.errors import ByzerError, InternalError
 from byzerllm.providers.parse import SaasOptions, parse
 from byzerllm.relay.pool import Pool
 from byzerllm.routing.table import Table, no_such_model
@@ -135,7 +135,7 @@ class Controller:
             others = [d.spec for d in self._deployments.values() if d is not current]
             await self._runtime.admit(spec, others, patient=not wait)
             base_url = await self._base_url(parse(spec, environ)) if spec.is_saas else ""
-            before = current.spec if current else None
+            before = current.spec if current and not isinstance(current, BrokenDeployment) else None
             for warning in await prepare.check_outside(spec, before, self._outside, base_url, environ, verify=verify):
                 warn(warning)
             await self._names.claim(spec.name)
@@ -184,8 +184,8 @@ class Controller:
         names = [saved.spec.name for saved in desired]
         await self._runtime.sweep(names, [engine.process.worker_id for engine in engines])
         await self._names.sweep(names)
-        for saved in desired:
-            self._register(self._rebuild(saved))
+        for deployment in await asyncio.gather(*(self._rebuild(saved) for saved in desired)):
+            self._register(deployment)
         adopted = await asyncio.gather(*(self._adopt(engine) for engine in engines))
         for deployment in self._deployments.values():
             if not isinstance(deployment, PrivateDeployment):
@@ -236,6 +236,7 @@ class Controller:
     # -- helpers -------------------------------------------------------------------------------------------------
 
     def _is_loading(self, name: str) -> bool:
+        """Whether its workers are still to take memory."""
         known = self._deployments.get(name)
         state = known.state()[0] if known else State.READY
         return bool(self._operations.get(name)) or state in (State.PENDING, State.STARTING)
@@ -257,14 +258,15 @@ class Controller:
         self._secrets.put(current.spec.name, environment)
         accepted()
         if isinstance(current, BrokenDeployment):
-            current = self._build(current.spec, current.generation, current.created_at)
+            current = await self._build(current.spec, current.generation, current.created_at)
             self._register(current)
         await current.start(notify)
         return "ready"
 
     async def _create(self, spec: DeploymentSpec, wait: bool, notify: Notify) -> str:
-        deployment = self._build(spec, 1, time.time())
+        deployment = None
         try:
+            deployment = await self._build(spec, 1, time.time())
             await self._save(deployment)
             self._register(deployment)
             if not wait and isinstance(deployment, PrivateDeployment):
@@ -273,7 +275,7 @@ class Controller:
             notify(f"starting {plural(spec.num_workers, 'worker')}")
             await deployment.start(notify)
         except BaseException:
-            await asyncio.shield(asyncio.ensure_future(self._discard(deployment)))
+            await asyncio.shield(asyncio.ensure_future(self._discard(spec.name, deployment)))
             raise
         return "ready"
 
@@ -283,7 +285,7 @@ class Controller:
             await current.change(spec, generation, notify)
             await self._save(current)
             return
-        successor = self._build(spec, generation, time.time())
+        successor = await self._build(spec, generation, time.time())
         try:
             await successor.start(notify)
         except BaseException:
@@ -322,14 +324,14 @@ class Controller:
             self._table.remove(name)
             if not force:
                 await deployment.drain(notify)
-            await self._discard(deployment)
+            await self._discard(name, deployment)
 
-    async def _discard(self, deployment: Deployment) -> None:
-        name = deployment.spec.name
+    async def _discard(self, name: str, deployment: Deployment | None) -> None:
         self._table.remove(name)
         await self._store.delete(name)
         await self._names.drop(name)
-        await deployment.stop()
+        if deployment is not None:
+            await deployment.stop()
         self._deployments.pop(name, None)
         self._generations.pop(name, None)
         self._secrets.reset(name, {})
@@ -341,14 +343,18 @@ class Controller:
     async def _save(self, deployment: Deployment) -> None:
         await self._store.save(SavedDeployment(deployment.spec, deployment.generation, deployment.created_at))
 
-    def _rebuild(self, saved: SavedDeployment) -> Deployment:
+    async def _rebuild(self, saved: SavedDeployment) -> Deployment:
         try:
-            return self._build(saved.spec, saved.generation, saved.created_at)
+            return await self._build(saved.spec, saved.generation, saved.created_at)
         except ByzerError as error:
             log.error("%s cannot be restored: %s", saved.spec.name, error)
-            return BrokenDeployment(saved.spec, saved.generation, saved.created_at, error)
+            reason = error
+        except Exception as error:  # of any kind: it must not keep the others from coming back
+            log.exception("%s cannot be restored", saved.spec.name)
+            reason = InternalError(f"It cannot be restored: {error!r}.")
+        return BrokenDeployment(saved.spec, saved.generation, saved.created_at, reason)
 
-    def _build(self, spec: DeploymentSpec, generation: int, created_at: float) -> Deployment:
+    async def _build(self, spec: DeploymentSpec, generation: int, created_at: float) -> Deployment:
         if spec.is_saas:
             return SaasDeployment(
                 spec,
@@ -358,7 +364,7 @@ class Controller:
                 environ=lambda: self._secrets.environ(spec.name),
                 reserve=self._runtime.reserve,
             )
-        return PrivateDeployment(spec, generation, created_at, self._around)
+        return await PrivateDeployment.build(spec, generation, created_at, self._around)
 
     async def _base_url(self, options: SaasOptions) -> str:
         if options.base_url == "builtin:mock":
@@ -374,6 +380,7 @@ class Controller:
         async with lock:
             task = asyncio.current_task()
             assert task is not None
+            self._outside.memory.forget_loaded()  # what is done now does not make it a loading one again
             self._operations.setdefault(name, set()).add(task)
             try:
                 yield

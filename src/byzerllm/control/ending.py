@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from typing import TYPE_CHECKING
 
 from byzerllm.errors import DeploymentFailed
@@ -23,12 +24,13 @@ _AROUND_FRAMES = (
 )
 
 
-def failure(what: str, engine: Engine, log: str) -> DeploymentFailed:
-    """The error for ``what`` happened to a worker: the cause first where its engine knows it, then the end of its log.
+def failure(worker: str, engine: Engine, ended: Exit) -> DeploymentFailed:
+    """The error for the end of a ``worker``'s process: the cause first where it is known, then the end of its log.
 
-    ``log`` are the last lines of its latest start; ``details["log"]`` keeps them all.
+    ``details["log"]`` keeps the last lines of its latest start.
     """
-    cause = (engine.cause(log) or "").rstrip(". ")
+    log = ended.tail
+    cause = (_memory(ended) or engine.cause(log) or "").rstrip(". ")
     lines = [line for line in without_tracebacks(log) if not cause or cause not in line]
     shown = [_cut(line) for line in lines[-(_WITH_CAUSE if cause else _WITHOUT_CAUSE) :]]
     said = (
@@ -38,20 +40,41 @@ def failure(what: str, engine: Engine, log: str) -> DeploymentFailed:
         if cause
         else "Its log is empty."
     )
-    return DeploymentFailed(f"{f'{cause}. ' if cause else ''}{what}. {said}", details={"log": log})
+    return DeploymentFailed(f"{f'{cause}. ' if cause else ''}{worker} {how(ended)}. {said}", details={"log": log})
 
 
 def _cut(line: str) -> str:
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 4]} ..."
 
 
+def _memory(ended: Exit) -> str | None:
+    """That the kernel killed it for lack of memory, where that is known."""
+    memory = ended.out_of_memory
+    if memory is None or ended.code != -signal.SIGKILL:
+        return None
+    return (
+        f"Out of memory: the kernel ended the process, which had {_gib(memory.peak)}; there are {_gib(memory.limit)} "
+        "for all. Take a smaller or quantised model, a shorter context or fewer workers"
+    )
+
+
+def _gib(size: int) -> str:
+    return f"{size / 1024**3:.1f} GiB"
+
+
 def how(ended: Exit) -> str:
     """How its process ended, as in ``ended with exit code 1``."""
+    memory = ended.out_of_memory
+    if ended.code == -signal.SIGKILL:
+        return f"ended by signal 9{'' if memory else ' (killed from outside; the kernel does so when memory runs out)'}"
+    after = (
+        f" after the kernel had killed a process for lack of memory ({_gib(memory.limit)} for all)" if memory else ""
+    )
     if ended.code is None:
-        return "ended without leaving an exit code"
+        return f"ended without leaving an exit code{after}"
     if ended.code < 0:
-        return f"ended by signal {-ended.code}"
-    return f"ended with exit code {ended.code}"
+        return f"ended by signal {-ended.code}{after}"
+    return f"ended with exit code {ended.code}{after}"
 
 
 def without_tracebacks(log: str) -> list[str]:

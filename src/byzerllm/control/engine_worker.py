@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from byzerllm.control.ending import failure, how
+from byzerllm.control.ending import failure
 from byzerllm.control.state import Phase, WorkerView
 from byzerllm.control.upstreams import engine_upstream
 from byzerllm.engines.base import Engine, EngineOptions, Launch
@@ -183,7 +183,7 @@ def ended_error(worker: EngineWorker, runtime: Runtime) -> DeploymentFailed | No
         return None
     if ended.lost:
         return DeploymentFailed(f"worker {worker.index} was lost: {ended.lost}.")
-    return failure(f"worker {worker.index} {how(ended)}", worker.plan.engine, ended.tail)
+    return failure(f"worker {worker.index}", worker.plan.engine, ended)
 
 
 async def probe(worker: EngineWorker, pool: Pool, timeout: float) -> bool:

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import msgspec
 
 from byzerllm.control.engine_worker import EnginePlan
-from byzerllm.control.memory import MemoryCheck, held, refusal
+from byzerllm.control.memory import MemoryCheck, refusal
 from byzerllm.control.upstreams import saas_upstreams
 from byzerllm.control.verify import verify_saas
 from byzerllm.engines import engine
 from byzerllm.engines.base import Memory
-from byzerllm.engines.choice import choose
+from byzerllm.engines.choice import choose, is_open, refuse_other
 from byzerllm.engines.environments import Environments
 from byzerllm.errors import ByzerError, Conflict, InvalidInput
 from byzerllm.providers.parse import parse
@@ -57,7 +57,7 @@ async def with_backend(spec: DeploymentSpec, current: DeploymentSpec | None) -> 
         InvalidInput: it cannot be chosen, since there is no model at the path.
     """
     check_spec(spec)
-    if spec.is_saas or spec.infer_backend:
+    if spec.is_saas or not is_open(spec):
         return spec, ""
     if current is not None and current == msgspec.structs.replace(spec, infer_backend=current.infer_backend):
         return current, ""
@@ -88,6 +88,7 @@ def engine_plan(
     The four timeouts are ours: they may be given beside the engine's own.
     """
     found = engine(spec.infer_backend)
+    refuse_other(spec)
     params = {k: resolve(k, v, environ) for k, v in spec.infer_params.items()}
     own = {k: v for k, v in params.items() if k not in _TIMEOUTS}
     ours = {k: v for k, v in params.items() if k in _TIMEOUTS}
@@ -116,7 +117,7 @@ async def check_outside(
         ByzerError: something is not as it must be: files, engine and memory, or key, address and model.
     """
     if not spec.is_saas:
-        plan, why = await _look(spec, before, outside, environ)
+        plan, why = await _look(spec, before, outside, environ, binding=verify)
         if why and verify:
             raise refusal(why)
         return [*plan.options.warnings, *([why] if why else [])]
@@ -138,27 +139,32 @@ async def check_scale(
         ByzerError: what they would start from is not there any more.
     """
     if not spec.is_saas and spec.num_workers > before.num_workers:
-        _, why = await _look(spec, before, outside, environ)
+        _, why = await _look(spec, before, outside, environ, binding=True)
         if why:
             raise refusal(why, "byzerllm deploy --replace --no_verify")
 
 
 async def _look(
-    spec: DeploymentSpec, before: DeploymentSpec | None, outside: Outside, environ: Mapping[str, str]
+    spec: DeploymentSpec,
+    before: DeploymentSpec | None,
+    outside: Outside,
+    environ: Mapping[str, str],
+    *,
+    binding: bool,
 ) -> tuple[EnginePlan, str]:
     """The checked plan of a private instance, and why it does not fit into memory."""
     plan, memory = await _check_engine(spec, outside, environ)
     if memory is None:
         return plan, ""
     if before is None or before.is_saas:
-        return plan, await outside.memory.look(spec, memory, spec.num_workers)
+        return plan, await outside.memory.look(spec, memory, spec.num_workers, binding=binding)
     if not restarts(before, spec):
         added = spec.num_workers - before.num_workers
-        return plan, await outside.memory.look(spec, memory, added) if added > 0 else ""
+        return plan, await outside.memory.look(spec, memory, added, binding=binding) if added > 0 else ""
     old = memory  # they are taken for alike where it cannot be told
     with suppress(ByzerError):  # its files may be gone
         old = (await _check_engine(before, outside, environ))[1] or memory
-    return plan, await outside.memory.look(spec, memory, spec.num_workers, held(old, before.num_workers))
+    return plan, await outside.memory.look(spec, memory, spec.num_workers, old, binding=binding)
 
 
 async def _check_engine(

@@ -39,7 +39,7 @@ class Surroundings:
     runtime: Runtime
     pool: Pool
     store: Store
-    plan: Callable[[DeploymentSpec], EnginePlan]
+    plan: Callable[[DeploymentSpec], EnginePlan]  # reads a model's small files: for a thread
     probe_interval: float
     stop_grace: float = 5.0
 
@@ -47,12 +47,14 @@ class Surroundings:
 class PrivateDeployment:
     """Implements ``Deployment``."""
 
-    def __init__(self, spec: DeploymentSpec, generation: int, created_at: float, around: Surroundings) -> None:
+    def __init__(
+        self, spec: DeploymentSpec, generation: int, created_at: float, plan: EnginePlan, around: Surroundings
+    ) -> None:
         self.spec = spec
         self.generation = generation
         self.created_at = created_at
         self._around = around
-        self._plan = around.plan(spec)
+        self._plan = plan
         self._workers: dict[str, EngineWorker] = {}
         self._wake = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -71,6 +73,18 @@ class PrivateDeployment:
             created_at=created_at,
         )
         self.instance.on_failure = self._wake.set
+
+    @classmethod
+    async def build(
+        cls, spec: DeploymentSpec, generation: int, created_at: float, around: Surroundings
+    ) -> PrivateDeployment:
+        """The instance, of which nothing runs yet.
+
+        Raises:
+            ByzerError: its engine cannot be told how to run it: a secret, or a file of the model, is gone.
+        """
+        plan = await asyncio.to_thread(around.plan, spec)
+        return cls(spec, generation, created_at, plan, around)
 
     # -- Deployment ----------------------------------------------------------------------------------------------
 

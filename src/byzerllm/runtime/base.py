@@ -11,7 +11,7 @@ import msgspec
 from byzerllm.engines.base import Launch
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Iterable
+    from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 
     from byzerllm.spec import DeploymentSpec
 
@@ -41,6 +41,11 @@ class Need:
         return cls(spec.cpus_per_worker, spec.gpus_per_worker, spec.resources)
 
 
+def instance_of(worker_id: str) -> str:
+    """The instance that a worker of this id (``NAME.GENERATION.INDEX``) belongs to."""
+    return worker_id.rsplit(".", 2)[0]
+
+
 class EngineProcess(msgspec.Struct, frozen=True, kw_only=True):
     """A running engine process: all that is needed to find it again after the server's own restart.
 
@@ -66,15 +71,24 @@ class EngineProcess(msgspec.Struct, frozen=True, kw_only=True):
         return f"EngineProcess(worker_id={self.worker_id!r}, pid={self.pid}, url={self.base_url})"  # without the token
 
 
+class OutOfMemory(msgspec.Struct, frozen=True):
+    """Bytes of memory: the most that a process had (0: not known), and what there is for all."""
+
+    peak: int
+    limit: int
+
+
 class Exit(msgspec.Struct, frozen=True):
     """How a process ended: its exit code (negative: the signal; None: not known) and its last log lines.
 
-    ``lost`` says what became of it where nobody saw its end (``its node is gone``).
+    ``lost`` says what became of it where nobody saw its end (``its node is gone``). ``out_of_memory`` is there when the
+    kernel has killed a process for lack of memory just before: this one, if it ended by signal 9.
     """
 
     code: int | None
     tail: str
     lost: str = ""
+    out_of_memory: OutOfMemory | None = None
 
 
 class Capacity(msgspec.Struct, frozen=True):
@@ -95,6 +109,27 @@ class Room(msgspec.Struct, frozen=True):
         """The same with so much free."""
         return msgspec.structs.replace(self, free=free)
 
+    def as_empty(self) -> Room:
+        """The same with nothing in it."""
+        return Room(self.total, self.total)
+
+
+class Site(msgspec.Struct, frozen=True):
+    """A machine that can take workers of an instance, and the memory that these find there.
+
+    ``places`` is how many its CPUs, GPUs and the like are enough for, ``own`` of them run there already. ``gpus`` is
+    the memory of each GPU that they may get, where what the instance itself holds counts as free: it stays there or
+    leaves; None where the driver does not tell. ``node`` is its id; empty where no worker can be placed yet, and its
+    memory is what it will be once all others have left. A machine of a cluster has an address, ``host``.
+    """
+
+    room: Room
+    places: int
+    own: int = 0
+    gpus: tuple[Room, ...] | None = ()
+    node: str = ""
+    host: str = ""
+
 
 class Runtime(Protocol):
     """Starts, watches and stops engine processes, and gives each its share of the machine. Every call is idempotent."""
@@ -114,12 +149,15 @@ class Runtime(Protocol):
         """Whether one worker more would be placed at once, as far as is known. Never blocks."""
         ...
 
-    async def memory(self, spec: DeploymentSpec, workers: int, *, on_gpu: bool) -> Room | None:
-        """What so many workers of ``spec`` find free: all together in a machine's memory, or the worst placed of them
-        on each of its GPUs, where what workers of the same instance hold counts as free: they stay there or leave.
+    async def memory(self, spec: DeploymentSpec, *, on_gpu: bool) -> list[Site]:
+        """The machines that can take workers of ``spec``, with the GPUs' memory where it is for them (``on_gpu``).
 
-        None where it cannot be told from here.
+        None of them where that cannot be told from here.
         """
+        ...
+
+    def prefer(self, instance: str, nodes: Sequence[str]) -> None:
+        """Place the next workers that are started of the instance on these nodes, one on each, if that can be."""
         ...
 
     def reserve(self, spec: DeploymentSpec, workers: int) -> None:

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING
 
 from byzerllm.errors import InvalidInput
 from byzerllm.runtime import capacity, memory
-from byzerllm.runtime.base import Room
+from byzerllm.runtime.base import Room, Site, instance_of
 from byzerllm.runtime.ledger import Ledger
 from byzerllm.runtime.local import LocalProcesses
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Iterable
+    from collections.abc import AsyncIterator, Collection, Iterable, Sequence
     from pathlib import Path
 
     from byzerllm.runtime.base import Command, EngineProcess, Exit, Need, Waiting
+    from byzerllm.runtime.memory import Device
     from byzerllm.spec import DeploymentSpec
 
 HOST = "127.0.0.1"
@@ -33,6 +34,7 @@ class EmbeddedRuntime:
         self._gpus = capacity.visible_gpus()
         self._ledger = Ledger(capacity.measure())
         self._processes = LocalProcesses(logs_dir, HOST)
+        self._running: set[str] = set()
 
     async def admit(self, spec: DeploymentSpec, others: Iterable[DeploymentSpec], *, patient: bool) -> None:
         """Refuse what can never run beside the ``others``; there is nothing to wait for on one machine."""
@@ -48,19 +50,23 @@ class EmbeddedRuntime:
         """Whether one worker more would get its GPUs."""
         return self._ledger.has_room(need.gpus)
 
-    async def memory(self, spec: DeploymentSpec, workers: int, *, on_gpu: bool) -> Room | None:
-        """What so many workers of ``spec`` find free; None where the GPUs' driver does not tell."""
-        if not on_gpu:
-            return await asyncio.to_thread(memory.machine)
-        found = await asyncio.to_thread(memory.devices)
+    async def memory(self, spec: DeploymentSpec, *, on_gpu: bool) -> list[Site]:
+        """This machine."""
+        room, devices = await asyncio.to_thread(memory.measure, on_gpu)
+        own = sum(instance_of(worker_id) == spec.name for worker_id in self._running)
+        gpus = self._rooms(spec, devices) if on_gpu else ()
+        return [Site(room, own + spec.num_workers, own, gpus, self.name)]
+
+    def _rooms(self, spec: DeploymentSpec, found: Iterable[Device]) -> tuple[Room, ...] | None:
+        """The memory of each GPU that a worker of ``spec`` may get."""
         rooms = {name: device.room for device in found for name in (device.index, device.uuid)}
-        places = []
-        for number, is_own in self._ledger.places(spec).items():
-            room = rooms.get(self._gpus[number])
-            if room is None:
-                return None
-            places.append(Room(room.total, room.total) if is_own else room)
-        return memory.of_workers(places, spec.gpus_per_worker, workers)
+        places = {self._gpus[number]: is_own for number, is_own in self._ledger.places(spec).items()}
+        if not places.keys() <= rooms.keys():
+            return None
+        return tuple(rooms[gpu].as_empty() if is_own else rooms[gpu] for gpu, is_own in places.items())
+
+    def prefer(self, instance: str, nodes: Sequence[str]) -> None:
+        """Nothing: there is one machine only."""
 
     def reserve(self, spec: DeploymentSpec, workers: int) -> None:
         """Nothing: a SaaS worker takes none of this machine."""
@@ -79,15 +85,18 @@ class EmbeddedRuntime:
         try:
             port = self._processes.free_port()
             launch = command(HOST, port)
-            return await self._processes.start(worker_id, launch, port=port, token=token, devices=devices, gpus=gpus)
+            started = await self._processes.start(worker_id, launch, port=port, token=token, devices=devices, gpus=gpus)
         except BaseException:
             self._ledger.drop(worker_id)
             raise
+        self._running.add(worker_id)
+        return started
 
     async def stop(self, process: EngineProcess, *, grace: float) -> None:
         """Ask the process and its children to end; kill what is left after ``grace`` seconds; its GPUs are free."""
         await self._processes.stop(process, grace=grace)
         self._ledger.drop(process.worker_id)
+        self._running.discard(process.worker_id)
 
     async def sweep(self, instances: Collection[str], workers: Collection[str]) -> None:
         """Nothing: a process that nobody has written down is not known to be an engine."""
@@ -101,6 +110,7 @@ class EmbeddedRuntime:
         if not self._processes.adopt(process):
             return False
         self._ledger.hold(process.worker_id, tuple(int(number) for number in process.gpus), need.gpus)
+        self._running.add(process.worker_id)
         return True
 
     def logs(self, worker_id: str, *, tail: int, follow: bool) -> AsyncIterator[bytes]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from byzerllm.errors import CapacityExceeded
-from byzerllm.runtime.base import Capacity
+from byzerllm.runtime.base import Capacity, instance_of
 from byzerllm.runtime.capacity import assign_gpus
 from byzerllm.spec import DeploymentSpec
 
@@ -57,7 +57,7 @@ class Ledger:
         own = set()
         for worker_id, (devices, share) in self._taken.items():
             for device in devices:
-                if worker_id.rsplit(".", 2)[0] == spec.name:
+                if instance_of(worker_id) == spec.name:
                     own.add(device)
                 elif device in free:
                     free[device] -= min(share, 1.0)

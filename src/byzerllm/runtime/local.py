@@ -10,13 +10,15 @@ import random
 import signal
 import socket
 import subprocess
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from byzerllm.errors import DeploymentFailed, NotFound
 from byzerllm.runtime import processes
-from byzerllm.runtime.base import EngineProcess, Exit
+from byzerllm.runtime.base import EngineProcess, Exit, OutOfMemory
+from byzerllm.runtime.out_of_memory import Kernel, Kills
 from byzerllm.runtime.worker_log import Follower, WorkerLog
 
 if TYPE_CHECKING:
@@ -30,15 +32,23 @@ FIRST_PORT, LAST_PORT = 20_000, 32_000
 FOLLOW_SECONDS = 0.2
 WAIT_SECONDS = 0.02
 KILL_SECONDS = 60.0
+KILLS_SECONDS = 1.0  # between two looks at what the kernel has killed, while nothing ends
 
 _OF_THE_SERVER = frozenset(("BYZERLLM_API_KEY", "BYZERLLM_LISTEN_FD", "BYZERLLM_SECRETS_FD", "BYZERLLM_SUPERVISOR_PID"))
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class _Child:
+    worker_id: str
+    started: float  # by our own clock
+
+
+@dataclass(frozen=True)
 class _Ended:
     pid: int
     code: int | None
+    out_of_memory: OutOfMemory | None
 
 
 class LocalProcesses:
@@ -50,8 +60,11 @@ class LocalProcesses:
     def __init__(self, logs_dir: Path, host: str) -> None:
         self._logs_dir = logs_dir
         self.host = host
-        self._children: dict[int, str] = {}  # pid -> worker, until the process was waited for
+        self._children: dict[int, _Child] = {}  # by pid, until the process was waited for
         self._ended: dict[str, _Ended] = {}
+        self._kernel = Kernel.here()
+        self._kills = Kills(self._kernel.kills())
+        self._looked = float("-inf")
         self._port = random.randrange(FIRST_PORT, LAST_PORT)
 
     async def start(
@@ -65,6 +78,8 @@ class LocalProcesses:
             DeploymentFailed: the process could not be created at all.
         """
         environ = _environ(launch, devices)
+        since = time.monotonic()
+        self._notice_kills(since)
         loop = asyncio.get_running_loop()
         spawned = loop.run_in_executor(None, self._spawn, worker_id, launch.argv, environ)
         try:
@@ -74,7 +89,7 @@ class LocalProcesses:
             raise
         except OSError as error:
             raise DeploymentFailed(f"The process of worker {worker_id} could not be started: {error}.") from error
-        self._children[pid] = worker_id
+        self._children[pid] = _Child(worker_id, since)
         self._ended.pop(worker_id, None)
         return EngineProcess(
             worker_id=worker_id,
@@ -106,10 +121,13 @@ class LocalProcesses:
     def poll(self, process: EngineProcess) -> Exit | None:
         """None while it runs. Never blocks; at the end it reads some KiB of the log."""
         if self._running(process):
+            if time.monotonic() - self._looked >= KILLS_SECONDS:
+                self._notice_kills(time.monotonic())
             return None
         ended = self._ended.get(process.worker_id)
-        code = ended.code if ended and ended.pid == process.pid else None
-        return Exit(code, self._log(process.worker_id).last_words())
+        if ended is None or ended.pid != process.pid:  # it was not our child
+            ended = self._note_end(process.pid, _Child(process.worker_id, float("-inf")), None, 0)
+        return Exit(ended.code, self._log(process.worker_id).last_words(), out_of_memory=ended.out_of_memory)
 
     def adopt(self, process: EngineProcess) -> bool:
         """Take back a process that an earlier server started; False when it no longer runs."""
@@ -182,15 +200,26 @@ class LocalProcesses:
         if process.pid not in self._children or processes.is_other(process.pid, process.started):
             return processes.runs(process.pid, process.started)
         try:
-            pid, status = os.waitpid(process.pid, os.WNOHANG)
-        except ChildProcessError:
-            pid, status = process.pid, None  # someone else has waited for it: how it ended is not known
+            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+        except ChildProcessError:  # someone else has waited for it: how it ended is not known
+            self._note_end(process.pid, self._children.pop(process.pid), None, 0)
+            return False
         if not pid:
             return True
-        worker_id = self._children.pop(process.pid)
-        code = None if status is None else os.waitstatus_to_exitcode(status)
-        self._ended[worker_id] = _Ended(process.pid, code)
+        code = os.waitstatus_to_exitcode(status)
+        self._note_end(pid, self._children.pop(pid), code, usage.ru_maxrss * 1024)  # KiB on Linux
         return False
+
+    def _note_end(self, pid: int, child: _Child, code: int | None, peak: int) -> _Ended:
+        self._notice_kills(time.monotonic())
+        killed = self._kills.take(child.started) if code == -signal.SIGKILL else self._kills.since(child.started)
+        memory = OutOfMemory(peak, self._kernel.limit()) if killed and code not in (0, -signal.SIGTERM) else None
+        ended = self._ended[child.worker_id] = _Ended(pid, code, memory)
+        return ended
+
+    def _notice_kills(self, now: float) -> None:
+        self._kills.notice(self._kernel.kills(), now)
+        self._looked = now
 
     def _signal(self, process: EngineProcess, number: signal.Signals) -> None:
         if not processes.is_other(process.pid, process.started):
@@ -199,9 +228,10 @@ class LocalProcesses:
 
 
 def _environ(launch: Launch, devices: str) -> dict[str, str]:
-    """Our variables but for those that are the server's own affair; a worker without a GPU sees none."""
+    """Our variables but for those that are the server's own affair; a worker without a GPU sees none. GPUs are counted
+    as nvidia-smi does; by itself CUDA begins with the fastest."""
     inherited = {name: value for name, value in os.environ.items() if name not in _OF_THE_SERVER}
-    return {**inherited, **launch.env, "CUDA_VISIBLE_DEVICES": devices}
+    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", **inherited, **launch.env, "CUDA_VISIBLE_DEVICES": devices}
 
 
 def _kill_spawned(spawned: asyncio.Future[tuple[int, float]]) -> None:

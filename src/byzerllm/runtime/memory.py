@@ -1,8 +1,10 @@
-"""How much memory this machine and its GPUs have free, and what holds the rest."""
+"""How much memory this machine and its GPUs have free, and what holds the rest.
+
+On a cluster it runs on each of the nodes.
+"""
 
 from __future__ import annotations
 
-import math
 import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
@@ -11,12 +13,12 @@ from pathlib import Path
 
 import psutil
 
+from byzerllm.runtime import cgroup
 from byzerllm.runtime.base import Room
 
 _SMI_SECONDS = 10.0
 _HOLDERS = 3
 _MUCH = 0.05  # of all memory: a process that has less is not named
-_GROUPS = Path("/sys/fs/cgroup")
 _MIB, _GIB = 1024**2, 1024**3
 
 
@@ -29,12 +31,19 @@ class Device:
     room: Room
 
 
+def measure(on_gpu: bool) -> tuple[Room, list[Device]]:
+    """The memory of the machine, and, where they are asked for, of its GPUs."""
+    return machine(), devices() if on_gpu else []
+
+
 def machine() -> Room:
-    """The machine's memory, or what the control group leaves of it. Looks at every process."""
+    """The machine's memory, or what the control groups leave of it. Looks at every process."""
     found = psutil.virtual_memory()
     free, total = found.available, found.total
-    for limit, used in _limits():
-        free, total = min(free, max(0, limit - used)), min(total, limit)
+    for group in cgroup.groups():
+        limit, used = group.limit(), group.used()
+        if limit is not None and used is not None:
+            free, total = min(free, max(0, limit - used)), min(total, limit)
     running = [process.info for process in psutil.process_iter(["pid", "name", "memory_info"])]
     sizes = [(facts["memory_info"].rss, facts["name"], facts["pid"]) for facts in running if facts["memory_info"]]
     return Room(free, total, _largest(sizes, total))
@@ -63,17 +72,6 @@ def parse_devices(gpus: Sequence[Sequence[str]], apps: Sequence[Sequence[str]]) 
     return found
 
 
-def of_workers(rooms: Iterable[Room], gpus: float, workers: int) -> Room | None:
-    """What the worst placed of so many workers finds on each of its GPUs, when they get the emptiest of ``rooms``."""
-    if 0 < gpus < 1:
-        count = math.ceil(workers / math.floor(1 / gpus + 1e-9))
-        rooms = [room.with_free(min(room.free, int(room.total * gpus))) for room in rooms]
-    else:
-        count = workers * round(gpus)
-    ordered = sorted(rooms, key=lambda room: -room.free)[:count]
-    return ordered[-1] if ordered else None
-
-
 def _largest(sizes: Iterable[tuple[int, str, int]], total: int) -> tuple[str, ...]:
     most = sorted((s for s in sizes if s[0] >= total * _MUCH), reverse=True)[:_HOLDERS]
     return tuple(f"{name} (process {pid}) {size / _GIB:.1f} GiB" for size, name, pid in most)
@@ -91,26 +89,3 @@ def _smi(query: str) -> list[list[str]]:
     width = query.count(",") + 1
     rows = [[cell.strip() for cell in line.split(",")] for line in said.splitlines()]
     return [row for row in rows if len(row) == width]
-
-
-def _limits() -> list[tuple[int, int]]:
-    """Limit and use, without what can be dropped, of each control group that this process is seen to be in."""
-    own = _read(Path("/proc/self/cgroup")).rpartition("0::")[2].strip().strip("/")
-    found = []
-    for folder, limit, used, cache in (
-        (_GROUPS, "memory.max", "memory.current", "inactive_file"),
-        (_GROUPS / own, "memory.max", "memory.current", "inactive_file"),
-        (_GROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-    ):
-        texts = _read(folder / limit).strip(), _read(folder / used).strip()
-        if all(text.isdigit() for text in texts):
-            facts = dict(line.split(" ", 1) for line in _read(folder / "memory.stat").splitlines() if " " in line)
-            found.append((int(texts[0]), int(texts[1]) - int(facts.get(cache, 0))))
-    return found
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text("ascii")
-    except OSError:
-        return ""

@@ -16,13 +16,14 @@ from secrets import token_hex
 from typing import TYPE_CHECKING
 
 from byzerllm.errors import ByzerError, Conflict, DeploymentFailed, NotFound
-from byzerllm.runtime.base import Exit, Need
+from byzerllm.runtime.base import Exit, Need, instance_of
+from byzerllm.runtime.nodes import Running, openings
 from byzerllm.runtime.placement import ActorGone, bundles, check_need, check_possible, fits, wanted, why_waiting
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Iterable
+    from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 
-    from byzerllm.runtime.base import Command, EngineProcess, Room, Waiting
+    from byzerllm.runtime.base import Command, EngineProcess, Site, Waiting
     from byzerllm.runtime.holder import Place
     from byzerllm.runtime.placement import Node
     from byzerllm.runtime.ray import Actor, Cluster
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 _PREFIX, _READER = "engine:", "log:"
 HOLDER = "byzerllm.runtime.holder:EngineHolder"
+MEASURE = "byzerllm.runtime.memory:measure"
 FIRST_LOOK, NEXT_LOOK = 1.2, 1.0  # seconds after which a worker without a place is told why
 ANSWER_SECONDS = 10.0  # for a call that does next to nothing
 ADOPT_SECONDS = 2.0  # the same where a whole server waits for it
@@ -73,6 +75,7 @@ class RayRuntime:
         self._view = _View()
         self._reserved: dict[str, Need] = {}
         self._last_node: dict[str, str] = {}  # of each worker that was started
+        self._preferred: dict[str, list[str]] = {}  # for the next workers of an instance
         self._books = ThreadPoolExecutor(1, thread_name_prefix="reservations")  # one after the other, in order
 
     # -- Runtime -------------------------------------------------------------------------------------------------
@@ -89,9 +92,24 @@ class RayRuntime:
             self._refresh()
         return fits(need, self._view.nodes)
 
-    async def memory(self, spec: DeploymentSpec, workers: int, *, on_gpu: bool) -> Room | None:
-        """Not known: the server's machine is not where an engine runs."""
-        return None
+    async def memory(self, spec: DeploymentSpec, *, on_gpu: bool) -> list[Site]:
+        """The nodes that can take a worker now, or else those that can once others have left. Measured there: what Ray
+        calls a node's memory is only what it was told."""
+        running = [Running(held.process, held.need) for held in self._held.values() if held.process is not None]
+        found = openings(spec, await self._nodes(), running)
+        if not found:
+            return []
+        ids = [opening.node.id for opening in found]
+        told = await asyncio.to_thread(self._cluster.run_on, ids, MEASURE, on_gpu, timeout=ANSWER_SECONDS)
+        if silent := [opening.node.host for opening in found if opening.node.id not in told]:
+            log.warning("%s is not checked for memory: %s did not tell what is free", spec.name, ", ".join(silent))
+            return []
+        return [opening.site(*told[opening.node.id], on_gpu=on_gpu) for opening in found]
+
+    def prefer(self, instance: str, nodes: Sequence[str]) -> None:
+        """Remember it for the next starts. A worker that is started again prefers the node where it last ran. One that
+        takes nothing at all is put anywhere by Ray."""
+        self._preferred[instance] = list(nodes)
 
     def reserve(self, spec: DeploymentSpec, workers: int) -> None:
         """Hold the CPUs of a SaaS instance's workers, so that the cluster's own books are right; at no process each."""
@@ -229,12 +247,16 @@ class RayRuntime:
     # -- helpers -------------------------------------------------------------------------------------------------
 
     async def _create(self, worker_id: str, need: Need) -> Actor:
+        preferred = self._preferred.get(instance_of(worker_id))
+        node = preferred.pop(0) if preferred else self._last_node.get(worker_id, "")
+
         def create() -> Actor:
             return self._cluster.create(
                 *(HOLDER, _name(worker_id), worker_id, self._logs, need.cpus),
                 cpus=need.cpus,
                 gpus=need.gpus,
                 resources=need.resources,
+                preferred=node,
             )
 
         try:
@@ -273,7 +295,7 @@ class RayRuntime:
         sums = dict(self._reserved)
         for worker_id, held in self._held.items():
             if held.process is not None or held.placed:
-                name = worker_id.rsplit(".", 2)[0]
+                name = instance_of(worker_id)
                 sums[name] = sums.get(name, Need()) + held.need
         return sums
 

@@ -45,6 +45,11 @@ def fits(need: Need, nodes: Iterable[Node]) -> bool:
     return any(_has(node.free, wanted(need)) for node in nodes)
 
 
+def places(need: Need, amounts: Mapping[str, float], most: int) -> int:
+    """For how many workers, ``most`` at most, these amounts are enough."""
+    return min([most, *(int((amounts.get(n, 0.0) + _ROUNDING) / amount) for n, amount in wanted(need).items())])
+
+
 def why_waiting(need: Need, nodes: Sequence[Node], held: Mapping[str, Need]) -> str:
     """Why no node can take the worker now; empty when one can. ``held`` is what our instances have in all, by name."""
     asked = wanted(need)

@@ -38,6 +38,7 @@ GRANT_SECONDS = 0.2  # Ray grants what is free within some milliseconds
 _RETRY_SECONDS = 0.1
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _NAMED_ERROR = re.compile(r"^byzerllm[.\w]*: ")
+_OUT_OF_MEMORY = re.compile(r"Memory on the node .*? was ([\d.]+ ?GB)(?: used)? / ([\d.]+ ?GB)")
 _HEAD = "node:__internal_head__"
 _GROUP = "byzerllm:"
 
@@ -139,6 +140,10 @@ def _translated(error: ray.exceptions.RayError) -> BaseException:
         return ActorGone("byzerllm is not installed on that node: run pip install 'byzerllm[ray]' there")
     if isinstance(error, ray.exceptions.ActorDiedError) and error.actor_init_failed:
         return ActorGone(_NAMED_ERROR.sub("", text.splitlines()[-1]))
+    if isinstance(error, ray.exceptions.OutOfMemoryError):
+        found = _OUT_OF_MEMORY.search(text)
+        used = f" ({found[1]} of {found[2]} were in use)" if found else ""
+        return ActorGone(f"its node was out of memory{used}, and Ray ended it")
     if "killed by `ray.kill`" in text:
         return ActorGone("it was killed by ray.kill", killed=True)
     if isinstance(error, ray.exceptions.ActorUnschedulableError) or "node has died" in text:
@@ -190,13 +195,15 @@ class Cluster:
         gpus: float = 0.0,
         resources: Mapping[str, float] | None = None,
         node: str = "",
+        preferred: str = "",
         restarts: bool = False,
         calls: int | None = None,
     ) -> Actor:
         """Have a class (``module:Class``) run as a detached actor; returns before it does.
 
-        ``node`` pins it to one node; ``restarts`` has Ray start it again whenever its process dies;
-        ``calls`` is how many of its methods may wait at a time, where Ray's own number is too small.
+        ``node`` pins it to one node, ``preferred`` is the one to take if it has what the actor needs free;
+        ``restarts`` has Ray start it again whenever its process dies; ``calls`` is how many of its methods may wait at
+        a time, where Ray's own number is too small.
 
         Raises:
             Conflict: there is an actor of that name.
@@ -214,13 +221,36 @@ class Cluster:
         if calls is not None:
             options["max_concurrency"] = calls
         if node:
-            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
+            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=False)
+        elif preferred:
+            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(
+                preferred, soft=True, _spill_on_unavailable=True
+            )
         try:
             return Actor(ray.remote(getattr(importlib.import_module(module), kind)).options(**options).remote(*args))
         except ValueError as error:
             if self.find(name, namespace) is None:
                 raise DeploymentFailed(f"Ray does not take the actor {name}: {error}") from error
             raise Conflict(f"The cluster has an actor {name!r} in the namespace {namespace!r}.") from error
+
+    @_translating()
+    def run_on(self, nodes: Sequence[str], path: str, *args: Any, timeout: float) -> dict[str, Any]:
+        """What a function (``module:function``) returns on each of these nodes; without those where it fails or takes
+        longer than ``timeout`` seconds."""
+        module, _, function = path.partition(":")
+        task = ray.remote(num_cpus=0, max_retries=0)(getattr(importlib.import_module(module), function))
+        calls = {}
+        for node in nodes:
+            there = NodeAffinitySchedulingStrategy(node, soft=False)
+            calls[task.options(scheduling_strategy=there).remote(*args)] = node
+        done, late = ray.wait(list(calls), num_returns=len(calls), timeout=timeout)
+        for call in late:
+            ray.cancel(call, force=True)
+        answers = {}
+        for call in done:
+            with suppress(ray.exceptions.RayError):  # the node is lost, or we are not installed there
+                answers[calls[call]] = ray.get(call)
+        return answers
 
     @_translating()
     def find(self, name: str, namespace: str = NAMESPACE) -> Actor | None:
