@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -18,9 +19,9 @@ from byzerllm.runtime.local import LocalProcesses
 from byzerllm.runtime.out_of_memory import Kernel
 
 MIB = 1024**2
-HOLD = f"import time; held = b'x' * {100 * MIB}; print('held', flush=True); time.sleep(600)"
+HOLD = "import time; held = b'x' * {}; print('held', flush=True); time.sleep(600)"
 
-Start = Callable[[LocalProcesses, str], EngineProcess]
+Start = Callable[..., EngineProcess]
 
 
 @pytest.fixture
@@ -37,11 +38,11 @@ def counter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """Starts a process that has 100 MiB, and returns when it has."""
+    """Starts a process, and returns when it has ``held`` bytes."""
     started: list[tuple[LocalProcesses, EngineProcess]] = []
 
-    def begin(processes: LocalProcesses, worker: str) -> EngineProcess:
-        launch = Launch((sys.executable, "-c", HOLD), {}, "/", b"")
+    def begin(processes: LocalProcesses, worker: str, held: int = 0) -> EngineProcess:
+        launch = Launch((sys.executable, "-c", HOLD.format(held)), {}, "/", b"")
         process = asyncio.run(processes.start(worker, launch, port=1, token="", devices=""))
         started.append((processes, process))
         eventually(lambda: "held" in Path(process.log).read_text(), 30, "its memory")
@@ -64,12 +65,14 @@ def killed(processes: LocalProcesses, process: EngineProcess) -> Exit:
 
 def test_what_the_kernel_killed_is_told_with_its_memory(tmp_path: Path, counter: Path, start: Start) -> None:
     processes = LocalProcesses(tmp_path / "logs", "127.0.0.1")
-    first, second = start(processes, "a.1.0"), start(processes, "b.1.0")
+    ours = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # a child begins with it
+    held = ours + 100 * MIB
+    first, second = start(processes, "a.1.0", held), start(processes, "b.1.0")
     counter.write_text("oom_kill 6\n")
     ended = killed(processes, first)
     assert ended.code == -signal.SIGKILL
     assert ended.out_of_memory is not None
-    assert 100 * MIB < ended.out_of_memory.peak < 200 * MIB
+    assert held < ended.out_of_memory.peak < held + 100 * MIB
     assert ended.out_of_memory.limit == 200 * MIB
     assert killed(processes, second).out_of_memory is None, "one kill explains one end"
 

@@ -89,7 +89,7 @@ def test_what_fits_on_no_node_is_refused_with_the_numbers(
     assert "for the context), but the most that a node has free is on 127.0.0." in refused.stderr
     assert "--no_verify deploys without this check" in refused.stderr
     assert ray_byzer.json("list") == []
-    assert not [actor for actor in ray_cluster.actors() if actor.name.startswith("engine:")]
+    assert not [actor for actor in ray_cluster.actors() if actor.name.startswith("engine:large.")]
     deploy(ray_byzer, large_gguf, "512")
     assert ask(ray_byzer, "large").status == 200
 

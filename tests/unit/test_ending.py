@@ -76,6 +76,8 @@ def test_memory_that_ran_out_is_the_cause_with_its_numbers() -> None:
         "Out of memory: the kernel ended the process, which had 6.0 GiB; there are 8.0 GiB for all. Take a smaller or "
         "quantised model, a shorter context or fewer workers. worker 0 ended by signal 9. Its last log lines:\n"
     )
+    message = failure("worker 0", LLAMA, Exit(-9, log, out_of_memory=OutOfMemory(0, 8 * GIB))).message
+    assert message.startswith("Out of memory: the kernel ended the process; there are 8.0 GiB for all.")
 
 
 def test_memory_that_ran_out_for_another_process_is_only_mentioned() -> None:

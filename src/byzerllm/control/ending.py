@@ -52,8 +52,9 @@ def _memory(ended: Exit) -> str | None:
     memory = ended.out_of_memory
     if memory is None or ended.code != -signal.SIGKILL:
         return None
+    had = f", which had {_gib(memory.peak)}" if memory.peak else ""
     return (
-        f"Out of memory: the kernel ended the process, which had {_gib(memory.peak)}; there are {_gib(memory.limit)} "
+        f"Out of memory: the kernel ended the process{had}; there are {_gib(memory.limit)} "
         "for all. Take a smaller or quantised model, a shorter context or fewer workers"
     )
 

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import random
+import resource
 import signal
 import socket
 import subprocess
@@ -207,7 +208,7 @@ class LocalProcesses:
         if not pid:
             return True
         code = os.waitstatus_to_exitcode(status)
-        self._note_end(pid, self._children.pop(pid), code, usage.ru_maxrss * 1024)  # KiB on Linux
+        self._note_end(pid, self._children.pop(pid), code, _peak(usage))
         return False
 
     def _note_end(self, pid: int, child: _Child, code: int | None, peak: int) -> _Ended:
@@ -225,6 +226,13 @@ class LocalProcesses:
         if not processes.is_other(process.pid, process.started):
             with suppress(ProcessLookupError, PermissionError):  # macOS: EPERM for a group of zombies
                 os.killpg(process.pid, number)
+
+
+def _peak(ended: resource.struct_rusage) -> int:
+    """The most memory that a child had, in bytes; 0 where that is not known: a child begins as a copy of ourselves, and
+    what we have counts."""
+    ours = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return ended.ru_maxrss * 1024 if ended.ru_maxrss > ours else 0  # KiB on Linux
 
 
 def _environ(launch: Launch, devices: str) -> dict[str, str]:
