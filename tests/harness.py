@@ -31,6 +31,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+def _session(process: psutil.Process) -> int:
+    """The session that it is in; 0 where that is not known, as it has just ended."""
+    try:
+        return os.getsid(process.pid)
+    except OSError:
+        return 0
+
+
 def eventually(predicate: Callable[[], T], timeout: float = 10.0, what: str = "") -> T:
     """The first true value of ``predicate``; fails after ``timeout`` seconds with the last value it had.
 
@@ -185,8 +193,11 @@ class Byzer:
     # The end
 
     def processes(self) -> list[psutil.Process]:
-        """Every process that runs in this home: commands, supervisor, server, engines."""
-        return [p for p in psutil.process_iter() if p.pid != os.getpid() and self._is_ours(p)]
+        """Every process that runs in this home: commands, supervisor, server, engines, and what these have started: one
+        that gives itself a title has no environment to be known by."""
+        everyone = [p for p in psutil.process_iter() if p.pid != os.getpid()]
+        ours = {p.pid for p in everyone if self._is_ours(p)}  # an engine is the first of a session of its own
+        return [p for p in everyone if p.pid in ours or _session(p) in ours]
 
     def _is_ours(self, process: psutil.Process) -> bool:
         try:
