@@ -35,7 +35,7 @@ from byzerllm.settings import Settings
 CONNECTIONS = (1, 4, 8)
 REQUESTS = 16  # a round
 TOKENS = 64
-FIRST_SECONDS = 30.0  # a round, for bursts of which only the first token counts
+FIRST_SECONDS = 15.0  # a round, for bursts of which only the first token counts
 MODEL = "bench"
 SHAPE = tiny_gguf.Shape(hidden=768, layers=12, heads=12, kv_heads=4, vocab=8192)
 SAY = " alpha beta gamma delta"
@@ -129,20 +129,26 @@ def _measure(name: str, model: Path, engines: Path, rounds: int) -> list[report.
     with contextlib.ExitStack() as stack:
         deployed = stack.enter_context(_deployed(name, model, engines))
         fielded = [deployed.alone, deployed.through]
-        if name == "transformers":
-            fielded += _reference(stack, model, engines)
         proxied = [*fielded, *_nginx(stack, name, deployed.alone)]
-        for endpoint in proxied:
-            uvloop.run(ask(endpoint, connections=max(CONNECTIONS), requests=max(CONNECTIONS), tokens=8))
+        _warm(proxied)
+        for connections in CONNECTIONS:
+            for endpoint in _turns(proxied, rounds, rounds * FIRST_SECONDS):
+                burst = _burst(endpoint, connections, 1, deployed.processes)
+                seen[endpoint.name, connections].firsts.append(burst)
+        if name == "transformers":  # not before: these are busy also when nobody asks them
+            fielded += _reference(stack, model, engines)
+            _warm(fielded)
         for connections in CONNECTIONS:
             for endpoint in _turns(fielded, rounds * REQUESTS // connections):
                 burst = _burst(endpoint, connections, TOKENS, deployed.processes)
                 seen[endpoint.name, connections].whole.append(burst)
-            for endpoint in _turns(proxied, rounds, rounds * FIRST_SECONDS):
-                burst = _burst(endpoint, connections, 1, deployed.processes)
-                seen[endpoint.name, connections].firsts.append(burst)
         memory = dict(zip((deployed.alone.name, deployed.through.name), map(_rss, deployed.processes), strict=True))
     return [_row(name, who, connections, seen, memory) for who, connections in seen]
+
+
+def _warm(fielded: Sequence[Endpoint]) -> None:
+    for endpoint in fielded:
+        uvloop.run(ask(endpoint, connections=max(CONNECTIONS), requests=max(CONNECTIONS), tokens=8))
 
 
 def _turns(fielded: Sequence[Endpoint], least: int, seconds: float = 0.0) -> Iterator[Endpoint]:
@@ -259,17 +265,17 @@ def _row(
     through = who.endswith(THROUGH)
     rates = [(a.answers.rate, b.answers.rate) for a, b in _pairs(who, mine.whole, alone.whole)]
     firsts = [(a.first, b.first) for a, b in _pairs(who, mine.firsts, alone.firsts)]
-    added = _middle([(a - b) * 1e3 for a, b in firsts])
+    added = _middle([(a - b) * 1e3 for a, b in firsts]) if firsts else None
     engine_cpu = sum(a.engine_cpu for a in mine.whole)
     failed = [burst.answers for burst in (*mine.whole, *mine.firsts) if burst.answers.errors]
     return {
         "who": who,
         "streams": connections,
         "tokens_per_second": statistics.median(rate for rate, _ in rates) if rates else None,
-        "ttft_ms": statistics.median(first for first, _ in firsts) * 1e3,
+        "ttft_ms": statistics.median(first for first, _ in firsts) * 1e3 if firsts else None,
         "share": statistics.median(a / b for a, b in rates) if rates else None,
-        "added_ttft_ms": added[1],
-        "half_of_them": f"{added[0]:.1f} to {added[2]:.1f}",
+        "added_ttft_ms": added[1] if added else None,
+        "half_of_them": f"{added[0]:.1f} to {added[2]:.1f}" if added else None,
         "gateway_cpu": sum(a.server_cpu for a in mine.whole) / engine_cpu if through and engine_cpu else None,
         "rss_mb": memory.get(who),
         "errors": sum(answers.errors for answers in failed),

@@ -14,6 +14,7 @@ import httptools
 
 PATH = "/v1/chat/completions"
 MAX_SECONDS = 300.0
+ACCEPTED_SECONDS = 0.01  # then a connection is to the server what one is that a client has kept
 _FIRST = re.compile(rb'"content": ?"[^"]')
 
 
@@ -92,6 +93,8 @@ async def _one(port: int, request: bytes, tokens: int, answers: Answers) -> None
     over = loop.create_future()
     transport, client = await loop.create_connection(lambda: _Client(request, over), "127.0.0.1", port)
     try:
+        await asyncio.sleep(ACCEPTED_SECONDS)
+        client.send()
         await over
     finally:
         transport.abort()
@@ -113,7 +116,7 @@ def _tokens(stream: bytes) -> int:
 
 
 class _Client(asyncio.Protocol):
-    """One request on a connection of its own."""
+    """One request on a connection of its own, once ``send`` is called."""
 
     def __init__(self, request: bytes, over: asyncio.Future[None]) -> None:
         self._request = request
@@ -127,8 +130,11 @@ class _Client(asyncio.Protocol):
         return int(self._parser.get_status_code())
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def send(self) -> None:
         self.began = time.perf_counter()
-        cast(asyncio.Transport, transport).write(self._request)
+        self._transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
         self._parser.feed_data(data)

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.run [gateway] [paced] [deploy] [memory] [wire] [ray] [engines [NAME ...]]``: see README.md."""
+"""``python -m benchmarks.run [NAME ...] [engines [ENGINE ...]]``: see README.md."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import argparse
 import os
 import sys
 
-from benchmarks import contenders, deploy, engines, gateway, memory, on_ray, paced, wire
+from benchmarks import contenders, deploy, engines, first, gateway, memory, on_ray, paced, wire
 
-NAMES = ("gateway", "paced", "deploy", "memory", "wire", "ray")
+NAMES = ("gateway", "paced", "deploy", "memory", "wire", "ray", "first")
 ENGINES = "engines"  # takes longer, and needs some that are installed
 
 
@@ -54,6 +54,8 @@ def _run(name: str, options: argparse.Namespace) -> int:
         return paced.run(options.seconds)
     if name == "deploy":
         return deploy.run(rounds=5)
+    if name == "first":
+        return first.run(options.rounds)
     if name == "ray":  # short rounds: what disturbs them then hits both servers alike
         return on_ray.run(3 * options.rounds, options.seconds / 5)
     return memory.run() if name == "memory" else wire.run()
