@@ -100,11 +100,7 @@ class FunAsr:
         values, warnings = _read(spec.infer_params)
         if values.get("device") == "cuda" and not spec.gpus_per_worker:
             raise InvalidInput("device=cuda needs --gpus_per_worker.", param="device")
-        slots = spec.worker_concurrency or hf.OTHER_SLOTS
-        if slots > hf.MAX_SLOTS:
-            raise InvalidInput(
-                f"--worker_concurrency {slots} is more than {hf.MAX_SLOTS} slots.", param="worker_concurrency"
-            )
+        slots = hf.slots_of(spec, hf.OTHER_SLOTS)
         beside = {"kind": Kind.TRANSCRIPTION.value, "task": "sensevoice", "name": spec.name}
         share = {"threads": int(spec.cpus_per_worker), "sharers": spec.num_workers, "gpus": spec.gpus_per_worker}
         return EngineOptions(

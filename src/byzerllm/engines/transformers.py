@@ -113,11 +113,7 @@ class Transformers:
         if values.get("device") == "cuda" and not spec.gpus_per_worker:
             raise InvalidInput("backend.device=cuda needs --gpus_per_worker.", param="backend.device")
         task, tasks, _, _ = _HOSTED[kind]
-        slots = spec.worker_concurrency or SLOTS.get(kind, OTHER_SLOTS)
-        if slots > MAX_SLOTS:
-            raise InvalidInput(
-                f"--worker_concurrency {slots} is more than {MAX_SLOTS} slots.", param="worker_concurrency"
-            )
+        slots = slots_of(spec, SLOTS.get(kind, OTHER_SLOTS))
         beside = {"kind": kind.value, "task": task, "name": spec.name, "gpus": spec.gpus_per_worker}
         share = {"threads": int(spec.cpus_per_worker), "sharers": spec.num_workers}
         if spec.gpus_per_worker > 1 and kind not in DIVIDED:
@@ -183,6 +179,18 @@ def require_path(engine: str, spec: DeploymentSpec) -> None:
         raise InvalidInput(
             f"--model_path is missing: {engine} needs the folder of a Hugging Face model.", param="model_path"
         )
+
+
+def slots_of(spec: DeploymentSpec, usual: int) -> int:
+    """How many requests a worker of our host takes at a time.
+
+    Raises:
+        InvalidInput: more than it can.
+    """
+    slots = spec.worker_concurrency or usual
+    if slots > MAX_SLOTS:
+        raise InvalidInput(f"--worker_concurrency {slots} is more than {MAX_SLOTS} slots.", param="worker_concurrency")
+    return slots
 
 
 def _suits(kind: Kind, wanted: Kind) -> bool:
