@@ -4,8 +4,9 @@ Each engine is deployed by the real command, on a model of about 90M parameters.
 directly, with its own private key, and through the gateway, in turns, with 1, 4 and 8 streams at a time.
 
 The time to the first token has bursts of its own, of answers of one token: in longer ones it depends most on where in a
-step of the engine's a request arrives, which is no matter of the gateway. nginx shows there what any proxy adds: an
-engine that begins with the first of a burst's requests before the last one is there makes the others wait for it.
+step of the engine's a request arrives, which is no matter of the gateway. Luck has a part in it even so: an engine that
+begins with the first of a burst's requests before the last one is there makes the others wait for a whole step. nginx
+shows what any proxy adds there, and each difference comes with its 95% interval.
 """
 
 from __future__ import annotations
@@ -22,9 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
-import uvloop
 from benchmarks import contenders, report
-from benchmarks.generation import Answers, Endpoint, ask
+from benchmarks.generation import Answers, Callers, Endpoint
 from benchmarks.peers import extension
 from scripts import tiny_gguf, tiny_hf
 
@@ -35,7 +35,8 @@ from byzerllm.settings import Settings
 CONNECTIONS = (1, 4, 8)
 REQUESTS = 16  # a round
 TOKENS = 64
-FIRST_SECONDS = 15.0  # a round, for bursts of which only the first token counts
+FIRST_SECONDS = 20.0  # a round, for bursts of which only the first token counts
+WARM_TOKENS = 8
 MODEL = "bench"
 SHAPE = tiny_gguf.Shape(hidden=768, layers=12, heads=12, kv_heads=4, vocab=8192)
 SAY = " alpha beta gamma delta"
@@ -130,40 +131,35 @@ def _measure(name: str, model: Path, engines: Path, rounds: int) -> list[report.
         deployed = stack.enter_context(_deployed(name, model, engines))
         fielded = [deployed.alone, deployed.through]
         proxied = [*fielded, *_nginx(stack, name, deployed.alone)]
-        _warm(proxied)
         for connections in CONNECTIONS:
-            for endpoint in _turns(proxied, rounds, rounds * FIRST_SECONDS):
-                burst = _burst(endpoint, connections, 1, deployed.processes)
-                seen[endpoint.name, connections].firsts.append(burst)
+            for callers in _turns(proxied, connections, rounds, rounds * FIRST_SECONDS):
+                seen[callers.endpoint.name, connections].firsts.append(_burst(callers, 1, deployed.processes))
         if name == "transformers":  # not before: these are busy also when nobody asks them
             fielded += _reference(stack, model, engines)
-            _warm(fielded)
         for connections in CONNECTIONS:
-            for endpoint in _turns(fielded, rounds * REQUESTS // connections):
-                burst = _burst(endpoint, connections, TOKENS, deployed.processes)
-                seen[endpoint.name, connections].whole.append(burst)
+            for callers in _turns(fielded, connections, rounds * REQUESTS // connections):
+                seen[callers.endpoint.name, connections].whole.append(_burst(callers, TOKENS, deployed.processes))
         memory = dict(zip((deployed.alone.name, deployed.through.name), map(_rss, deployed.processes), strict=True))
     return [_row(name, who, connections, seen, memory) for who, connections in seen]
 
 
-def _warm(fielded: Sequence[Endpoint]) -> None:
-    for endpoint in fielded:
-        uvloop.run(ask(endpoint, connections=max(CONNECTIONS), requests=max(CONNECTIONS), tokens=8))
-
-
-def _turns(fielded: Sequence[Endpoint], least: int, seconds: float = 0.0) -> Iterator[Endpoint]:
+def _turns(fielded: Sequence[Endpoint], connections: int, least: int, seconds: float = 0.0) -> Iterator[Callers]:
     """Turn and turn about, one burst each: whatever else the machine does meets all alike. At least so many turns, and
     as many as begin within ``seconds``."""
-    ends = time.monotonic() + seconds
-    turn = 0
-    while turn < least or time.monotonic() < ends:
-        yield from fielded if turn % 2 else reversed(fielded)
-        turn += 1
+    with contextlib.ExitStack() as stack:
+        turns = [stack.enter_context(Callers(endpoint, connections)) for endpoint in fielded]
+        for callers in turns:
+            callers.burst(WARM_TOKENS)
+        ends = time.monotonic() + seconds
+        turn = 0
+        while turn < least or time.monotonic() < ends:
+            yield from turns if turn % 2 else reversed(turns)
+            turn += 1
 
 
-def _burst(endpoint: Endpoint, connections: int, tokens: int, processes: Sequence[Family]) -> Burst:
+def _burst(callers: Callers, tokens: int, processes: Sequence[Family]) -> Burst:
     before = [_cpu(family) for family in processes]
-    answers = uvloop.run(ask(endpoint, connections=connections, requests=connections, tokens=tokens))
+    answers = callers.burst(tokens)
     engine, server = (_cpu(family) - cpu for family, cpu in zip(processes, before, strict=True))
     return Burst(answers, engine, server)
 
@@ -275,7 +271,7 @@ def _row(
         "ttft_ms": statistics.median(first for first, _ in firsts) * 1e3 if firsts else None,
         "share": statistics.median(a / b for a, b in rates) if rates else None,
         "added_ttft_ms": added[1] if added else None,
-        "half_of_them": f"{added[0]:.1f} to {added[2]:.1f}" if added else None,
+        "give_or_take_ms": _give_or_take(added, len(firsts)) if added else None,
         "gateway_cpu": sum(a.server_cpu for a in mine.whole) / engine_cpu if through and engine_cpu else None,
         "rss_mb": memory.get(who),
         "errors": sum(answers.errors for answers in failed),
@@ -302,6 +298,11 @@ def _middle(values: Sequence[float]) -> list[float]:
     return statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [*values] * 3
 
 
+def _give_or_take(quartiles: Sequence[float], count: int) -> float:
+    """How far the median of so many values may be off: its 95% interval, the notch of a box plot (McGill, 1978)."""
+    return float(1.57 * (quartiles[2] - quartiles[0]) / count**0.5)
+
+
 def _publish(rows: list[report.Row]) -> int:
     report.table(
         f"engines: streams of {TOKENS} tokens",
@@ -309,15 +310,13 @@ def _publish(rows: list[report.Row]) -> int:
     )
     for row in rows:
         who, streams = row["who"], row["streams"]
+        about = f"give or take {row['give_or_take_ms']:.2f}" if row["give_or_take_ms"] is not None else ""
         if who.endswith(THROUGH):
             share = report.verdict(row["share"], SHARE_TARGET, at_least=True)
             added = report.verdict(row["added_ttft_ms"], FIRST_TARGET_MS, at_least=False)
-            half = f"half of the bursts: {row['half_of_them']}"
-            print(f"{who}, {streams} at a time: share of the tokens {share}; added ms to the first {added}; {half}")
+            print(f"{who}, {streams} at a time: share of the tokens {share}; added ms to the first {added}, {about}")
         elif who.endswith(NGINX):
-            print(
-                f"{who}, {streams} at a time: added ms to the first {row['added_ttft_ms']:.2f}; {row['half_of_them']}"
-            )
+            print(f"{who}, {streams} at a time: added ms to the first {row['added_ttft_ms']:.2f}, {about}")
         elif who.startswith(REFERENCE):
             print(f"our host / {who}, {streams} at a time: {report.verdict(1 / row['share'], 1.0, at_least=True)}")
         if row["errors"]:

@@ -10,9 +10,8 @@ import contextlib
 import statistics
 import time
 
-import uvloop
 from benchmarks import contenders, report
-from benchmarks.generation import Answers, Endpoint, ask
+from benchmarks.generation import Answers, Callers, Endpoint
 from benchmarks.load import MODEL
 
 COUNTS = (1, 4, 8)
@@ -31,9 +30,10 @@ def run(rounds: int) -> int:
         fielded.append(stack.enter_context(contenders.byzerllm(upstream.port, workers=1, concurrency=max(COUNTS))))
         for count in COUNTS:
             seen: dict[str, list[Answers]] = {contender.name: [] for contender in fielded}
-            for _ in range(rounds * BURSTS):
-                for contender in fielded:
-                    seen[contender.name].append(_burst(contender, count))
+            with contextlib.ExitStack() as open_ones:
+                turns = [open_ones.enter_context(Callers(_endpoint(contender), count)) for contender in fielded]
+                for callers in rounds * BURSTS * turns:
+                    seen[callers.endpoint.name].append(callers.burst(1))
                     time.sleep(REST)
             rows += [_row(name, count, bursts, seen[upstream.name]) for name, bursts in seen.items()]
     report.table(f"first tokens, {LATENCY * 1e3:.0f} ms upstream", rows)
@@ -45,9 +45,8 @@ def run(rounds: int) -> int:
     return sum(int(row["errors"]) for row in rows)
 
 
-def _burst(contender: contenders.Contender, count: int) -> Answers:
-    endpoint = Endpoint(contender.name, contender.stream_port, MODEL, contenders.KEY)
-    return uvloop.run(ask(endpoint, connections=count, requests=count, tokens=1))
+def _endpoint(contender: contenders.Contender) -> Endpoint:
+    return Endpoint(contender.name, contender.stream_port, MODEL, contenders.KEY)
 
 
 def _row(who: str, count: int, bursts: list[Answers], direct: list[Answers]) -> report.Row:

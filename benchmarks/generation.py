@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from typing import cast
 
 import httptools
+import uvloop
 
 PATH = "/v1/chat/completions"
 MAX_SECONDS = 300.0
-ACCEPTED_SECONDS = 0.01  # then a connection is to the server what one is that a client has kept
+REST_SECONDS = 0.01  # before a burst: by then a caller knows of connections that the server closed
 _FIRST = re.compile(rb'"content": ?"[^"]')
 
 
@@ -65,39 +66,49 @@ class Answers:
         self.first_error = self.first_error or reason
 
 
-async def ask(endpoint: Endpoint, *, connections: int, requests: int, tokens: int) -> Answers:
-    """``requests`` answers of ``tokens`` tokens each, so many at a time. One that is not whole is an error.
+class Callers:
+    """So many callers of an endpoint. Each keeps its connection as long as the server does, as the pool of an HTTP
+    client does: one that has to be opened anew is part of the time to the first token."""
 
-    Raises:
-        RuntimeError: nothing listens there, or it takes too long.
-    """
-    answers = Answers()
-    left = iter(range(requests))
-    request = endpoint.request(tokens)
-    began = time.perf_counter()
+    def __init__(self, endpoint: Endpoint, count: int) -> None:
+        self.endpoint = endpoint
+        self._clients = [_Client(endpoint.port) for _ in range(count)]
+        self._loop = uvloop.new_event_loop()
 
-    async def work() -> None:
-        for _ in left:
-            await _one(endpoint.port, request, tokens, answers)
+    def __enter__(self) -> Callers:
+        return self
 
-    try:
-        await asyncio.wait_for(asyncio.gather(*(work() for _ in range(connections))), MAX_SECONDS)
-    except (OSError, asyncio.TimeoutError) as error:
-        raise RuntimeError(f"{endpoint.name}, port {endpoint.port}: {error or 'it took too long'}") from None
-    answers.seconds = time.perf_counter() - began
-    return answers
+    def __exit__(self, *_: object) -> None:
+        for client in self._clients:
+            client.close()
+        self._loop.run_until_complete(asyncio.sleep(0))
+        self._loop.close()
+
+    def burst(self, tokens: int) -> Answers:
+        """An answer of ``tokens`` tokens for each, begun together. One that is not whole is an error.
+
+        Raises:
+            RuntimeError: nothing listens there, or it takes too long.
+        """
+        return self._loop.run_until_complete(self._burst(tokens))
+
+    async def _burst(self, tokens: int) -> Answers:
+        request = self.endpoint.request(tokens)
+        await asyncio.sleep(REST_SECONDS)
+        began = time.perf_counter()
+        asked = asyncio.gather(*(client.ask(request) for client in self._clients))
+        try:
+            await asyncio.wait_for(asked, MAX_SECONDS)
+        except (OSError, asyncio.TimeoutError) as error:
+            where = f"{self.endpoint.name}, port {self.endpoint.port}"
+            raise RuntimeError(f"{where}: {error or 'it took too long'}") from None
+        answers = Answers(seconds=time.perf_counter() - began)
+        for client in self._clients:
+            _count(answers, client, tokens)
+        return answers
 
 
-async def _one(port: int, request: bytes, tokens: int, answers: Answers) -> None:
-    loop = asyncio.get_running_loop()
-    over = loop.create_future()
-    transport, client = await loop.create_connection(lambda: _Client(request, over), "127.0.0.1", port)
-    try:
-        await asyncio.sleep(ACCEPTED_SECONDS)
-        client.send()
-        await over
-    finally:
-        transport.abort()
+def _count(answers: Answers, client: _Client, tokens: int) -> None:
     got = _tokens(client.body) if client.status == 200 else 0
     if got == tokens:
         answers.tokens += got
@@ -116,25 +127,34 @@ def _tokens(stream: bytes) -> int:
 
 
 class _Client(asyncio.Protocol):
-    """One request on a connection of its own, once ``send`` is called."""
+    """One caller: a request at a time, on one connection while that is open."""
 
-    def __init__(self, request: bytes, over: asyncio.Future[None]) -> None:
-        self._request = request
-        self._over = over
-        self._parser = httptools.HttpResponseParser(self)
-        self.body = b""
-        self.first = 0.0
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._transport: asyncio.Transport | None = None
 
     @property
     def status(self) -> int:
         return int(self._parser.get_status_code())
 
+    async def ask(self, request: bytes) -> None:
+        """``body``, ``status``, ``began`` and ``first`` are set when it returns."""
+        loop = asyncio.get_running_loop()
+        self._over = loop.create_future()
+        self._parser = httptools.HttpResponseParser(self)
+        self.body, self.first, self.began = b"", 0.0, time.perf_counter()
+        if self._transport is None or self._transport.is_closing():
+            await loop.create_connection(lambda: self, "127.0.0.1", self._port)
+        assert self._transport is not None
+        self._transport.write(request)
+        await self._over
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-
-    def send(self) -> None:
-        self.began = time.perf_counter()
-        self._transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
         self._parser.feed_data(data)
@@ -145,8 +165,12 @@ class _Client(asyncio.Protocol):
             self.first = time.perf_counter()
 
     def on_message_complete(self) -> None:
+        if not self._parser.should_keep_alive():
+            self.close()
         if not self._over.done():
             self._over.set_result(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.on_message_complete()
+        self._transport = None
+        if not self._over.done():
+            self._over.set_result(None)

@@ -244,7 +244,7 @@ def test_phases(line: str, phase: str | None) -> None:
             ("no code for this GPU",),
         ),
         ("ImportError: libcudart.so.13: cannot open shared object file: No such file", ("libcudart.so.13",)),
-        ("RuntimeError: Failed to infer device type, please set", ("--gpus_per_worker 1",)),
+        ("RuntimeError: Failed to infer device type, please set", ("nvidia-smi", "engine install vllm")),
         ("Worker proc VllmWorker-0 died unexpectedly (exit code: -9), shutting down executor.", ("killed", "RAM")),
         ("host.py: error: unrecognized arguments: --foo-bar", ("--foo-bar",)),
         (

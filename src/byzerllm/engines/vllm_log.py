@@ -103,8 +103,8 @@ _ADVICE: tuple[tuple[re.Pattern[str], str], ...] = (
     ),
     (
         re.compile(r"Failed to infer device type|No CUDA GPUs are available"),
-        "vLLM sees no GPU. Give it one with --gpus_per_worker 1; on a machine without one, byzerllm engine install "
-        "vllm brings the build for CPUs.",
+        "vLLM can use no GPU. nvidia-smi tells whether the driver works, and up to which CUDA; a container must be "
+        "given its GPUs. On a machine without one, byzerllm engine install vllm brings the build for CPUs.",
     ),
     (
         re.compile(r"operator torchvision::nms does not exist"),
