@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from byzerllm.providers.registry import providers
-from byzerllm.providers.schema import COMMON, SIGNERS, Param, Provider, known_params, placeholders
+from byzerllm.providers.schema import COMMON, SIGNERS, STREAM_OPTIONS, Param, Provider, known_params, placeholders
 from byzerllm.wire import MEDIA, WIRES, media_format
 from byzerllm.wire.base import Vendor
 
@@ -25,6 +25,10 @@ Every `--pretrained_model_type saas/TYPE`. This page is written by `scripts/vend
   vendor refuses (401, 402, 403) or limits (429) rests, and its requests go on with another.
 * A format marked *as it is* passes what the client sends and what the vendor answers through unchanged. The others are
   translated: the capabilities listed are what they have beyond text, streams and sampling; the rest is refused.
+* `stream_usage` among the capabilities: so that tokens can be counted, streams are asked for them
+  (`stream_options.include_usage`) also where the client does not, and then the answer is kept from it. At an address
+  that is given with `saas.base_url` this is so only where it says "any address". `saas.stream_usage=true` or `false`
+  decides otherwise, for every vendor in the formats `openai` and `openai_lenient`.
 * Most default models are the older tool's, so that its scripts go on working. They are old by now, and some are gone:
   name the model that you want.
 * `saas.wire=NAME` chooses another format of a vendor, `saas.region=NAME` another address.
@@ -97,7 +101,7 @@ def _format_row(name: str, vendor: Provider, *, first: bool) -> str:
         f"`{vendor.auth}`",
         f"`{vendor.default_model}`" if vendor.default_model else "",
         _checked(vendor),
-        ", ".join(sorted(vendor.capabilities)),
+        ", ".join(sorted((*vendor.capabilities, *_stream_usage(vendor)))),
     )
     return f"| {' | '.join(cells)} |"
 
@@ -106,6 +110,11 @@ def _checked(vendor: Provider) -> str:
     if not vendor.models_path:
         return "nothing: it has no free call"
     return "address, key, model" if vendor.models_complete else "address, key"
+
+
+def _stream_usage(vendor: Provider) -> Iterable[str]:
+    if vendor.stream_usage and vendor.wire in STREAM_OPTIONS:
+        yield "stream_usage" if vendor.stream_usage == "own" else "stream_usage (any address)"
 
 
 def _addresses(region: str, formats: Iterable[Provider]) -> str:

@@ -19,6 +19,7 @@ from tests.vendors.base import FakeVendor
 
 from byzerllm.errors import UpstreamError
 from byzerllm.wire import TRANSLATORS, translator
+from byzerllm.wire.base import EmbeddingTranslator, Task
 from byzerllm.wire.events import Event, Failure, Finish, Reasoning, Started, Text, Tokens, ToolCall
 from byzerllm.wire.openai_events import Answer, StreamEncoder
 
@@ -190,6 +191,13 @@ def test_an_error_inside_a_stream_ends_it(fake: FakeVendor) -> None:
     assert merged(events)[0] == Text("so far")
     assert isinstance(events[-1], Failure)
     assert "It did not work." in events[-1].error.message
+
+
+@pytest.mark.parametrize("name", TRANSLATORS)
+def test_a_format_that_has_embeddings_can_read_them(name: str) -> None:
+    wire = translator(name)
+    assert Task.CHAT in wire.tasks
+    assert isinstance(wire, EmbeddingTranslator) is (Task.EMBEDDING in wire.tasks)
 
 
 @EVERY

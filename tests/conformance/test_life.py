@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -18,6 +19,7 @@ from urllib.parse import urlsplit
 
 import psutil
 import pytest
+from tests import engine_programs
 from tests.fakes import HANG, FakeUpstream, Reply
 from tests.fixtures_models import SAY
 from tests.harness import Answer, Byzer, eventually
@@ -321,6 +323,15 @@ def test_a_deploy_that_does_not_wait(life: Life, tiny_gguf: Path) -> None:
     assert text(life.ask("later")) == SAY
 
 
+@pytest.fixture
+def slow_engine(life: Life) -> Iterator[None]:
+    """What is deployed never becomes ready."""
+    folder = engine_programs.install(life.byzer.home, "llama_cpp", engine_programs.SLOW)
+    yield
+    shutil.rmtree(folder)
+
+
+@pytest.mark.usefixtures("slow_engine")
 @pytest.mark.parametrize("kind", ["saas", "private"])
 def test_an_interrupted_deploy_leaves_nothing(life: Life, tiny_gguf: Path, upstream: FakeUpstream, kind: str) -> None:
     upstream.default = Reply([HANG])

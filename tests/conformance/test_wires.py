@@ -223,3 +223,4 @@ def test_errors(server: Byzer, vendor: FakeUpstream, model: str, wire: str, case
     assert error["message"]
     assert error["code"] == code
     assert tokens(server, model) == (0, 0)
+    assert detail(server, model)["errors"] == {"invalid_request" if status in (400, 413, 422) else "upstream_error": 1}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from byzerllm.errors import UpstreamBroken, UpstreamError, UpstreamTimeout, UpstreamUnreachable
+from byzerllm.errors import ByzerError, Overloaded, UpstreamBroken, UpstreamError, UpstreamTimeout, UpstreamUnreachable
 from byzerllm.routing.failover import (
     BREAKER_FAILURES,
     LONGEST_REST,
@@ -15,6 +15,7 @@ from byzerllm.routing.failover import (
     is_transient,
     is_worker_failure,
     key_rest,
+    outcome_of,
     retry_delay,
 )
 
@@ -84,6 +85,7 @@ def test_the_last_attempt_is_the_last() -> None:
         answered(429, code="insufficient_quota"),
         answered(429, code="1113"),
         UpstreamError("no", status=429, vendor_type="exceeded_current_quota_error"),
+        answered(400, code="Arrearage"),
     ],
 )
 def test_a_quota_that_is_used_up_does_not_come_back_by_waiting_but_another_key_has_its_own(
@@ -99,6 +101,30 @@ def test_a_key_that_is_refused_is_not_tried_again_but_another_is(status: int) ->
     assert retry_delay(answered(status), 0, 2, elsewhere=False) is None
     assert retry_delay(answered(status), 0, 2, elsewhere=True) == 0.0
     assert retry_delay(answered(status), 2, 2, elsewhere=True) is None
+
+
+@pytest.mark.parametrize("status", [400, 413, 415, 422])
+def test_what_is_wrong_with_a_request_is_neither_the_upstreams_fault_nor_tried_again(status: int) -> None:
+    for watched in (False, True):
+        error = answered(status)
+        assert outcome_of(error) == "invalid_request"
+        assert not is_worker_failure(error, watched=watched)
+        assert retry_delay(error, 0, 3, elsewhere=True, watched=watched) is None
+        assert key_rest(error) == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        *((answered(status), "upstream_error") for status in (401, 402, 403, 404, 408, 409, 424, 429, 500, 503)),
+        (answered(400, code="Arrearage"), "upstream_error"),
+        (UpstreamBroken("cut"), "upstream_broken"),
+        (timeout("idle"), "upstream_timeout"),
+        (Overloaded("full"), "overloaded"),
+    ],
+)
+def test_all_else_counts_as_what_the_error_is(error: ByzerError, outcome: str) -> None:
+    assert outcome_of(error) == outcome
 
 
 @pytest.mark.parametrize(

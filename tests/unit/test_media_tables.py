@@ -57,6 +57,21 @@ def test_the_model_decides_on_format_and_task(kind: str, params: dict[str, str],
     assert task in upstream.tasks
 
 
+@pytest.mark.parametrize(
+    ("kind", "model", "tasks"),
+    [
+        ("gemini", "gemini-embedding-001", {Task.EMBEDDING}),
+        ("gemini", "gemini-3-pro", {Task.CHAT, Task.EMBEDDING}),
+        ("claude", "my-embedding", {Task.CHAT}),
+        ("claude", "my-rerank", {Task.CHAT}),
+    ],
+)
+def test_a_name_makes_no_task_that_the_format_has_not(kind: str, model: str, tasks: set[Task]) -> None:
+    found = options(kind, model=model)
+    [upstream] = saas_upstreams(found, found.base_url)
+    assert set(upstream.tasks) == tasks
+
+
 def test_the_speech_services_have_addresses_and_keys_of_their_own() -> None:
     assert options("azure").base_url == "https://eastus.tts.speech.microsoft.com"
     assert options("azure", service_region="westeurope").base_url == "https://westeurope.tts.speech.microsoft.com"

@@ -13,6 +13,7 @@ from byzerllm.errors import InvalidInput
 from byzerllm.providers.parse import SaasOptions, parse
 from byzerllm.providers.registry import provider, providers
 from byzerllm.providers.schema import COMMON, Provider, known_params, placeholders
+from byzerllm.routing.worker import PassThrough
 from byzerllm.spec import DeploymentSpec
 from byzerllm.wire import WIRES
 
@@ -151,6 +152,41 @@ def test_what_scripts_of_the_older_tool_say_is_accepted(kind: str, text: str) ->
 def test_format_address_and_model(kind: str, text: str, wire: str, base_url: str, model: str) -> None:
     options = older(kind, text)
     assert (options.provider.wire, options.base_url, options.model) == (wire, base_url, model)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "asked"),
+    [
+        ("openai", "api_key=k", True),
+        ("openai", "api_key=k base_url=https://api.openai.com/v1/", True),
+        ("openai", "api_key=k model=m base_url=http://h/v1", False),
+        ("openai", "api_key=k model=m base_url=http://h/v1 stream_usage=yes", True),
+        ("openai", "api_key=k stream_usage=off", False),
+        ("qianwen", "api_key=k region=intl", True),
+        ("qianwen", "api_key=k base_url=https://dashscope-us.aliyuncs.com/compatible-mode/v1 model=m", True),
+        ("qianwen", "api_key=k wire=dashscope", False),
+        ("ollama", "model=m", True),
+        ("ollama", "model=m base_url=http://h:11434/v1", True),
+        ("azure_openai", OLDER["azure_openai"], False),
+        ("azure_openai", "wire=v1 azure_endpoint=https://h azure_deployment=d api_key=k", True),
+        ("deepseek", "api_key=k model=m wire=beta", True),
+        ("deepseek", "api_key=k model=m wire=anthropic", False),
+        ("minimax", "api_key=k model=m region=intl", True),
+        ("baichuan", "api_key=k", False),
+        ("sparkdesk", "api_key=k", False),
+        ("sparkdesk", "api_key=k stream_usage=true", True),
+    ],
+)  # fmt: skip
+def test_streams_are_asked_for_their_tokens_where_the_vendor_says_so(kind: str, text: str, asked: bool) -> None:
+    options = older(kind, text)
+    assert options.asks_usage is options.vendor().asks_usage is asked
+    (upstream,) = saas_upstreams(options, options.base_url)
+    assert not isinstance(upstream, PassThrough) or upstream.asks_usage is asked
+
+
+def test_a_format_that_cannot_be_asked_has_no_such_parameter() -> None:
+    with pytest.raises(InvalidInput, match=r"Unknown parameter 'saas\.stream_usage'"):
+        older("claude", "api_key=k stream_usage=true")
 
 
 def test_what_is_missing_is_named() -> None:

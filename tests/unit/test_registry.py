@@ -89,6 +89,7 @@ def test_the_least_that_openai_needs() -> None:
         timeouts=Timeouts(),
         max_retries=2,
         own_url="https://api.openai.com/v1",
+        asks_usage=True,
     )
     assert found.task is Task.CHAT
 

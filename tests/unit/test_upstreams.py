@@ -121,7 +121,9 @@ def test_an_engines_request() -> None:
     assert found.heads[Task.TOKENIZE].startswith(b"POST /tokenize HTTP/1.1")
     assert set(found.tasks) == set(chat.tasks)
     ranks = EngineOptions("/m", 1, (Task.RERANK,), wire="llama_cpp")
-    assert set(engine_upstream(process, "m", Timeouts(), ranks).tasks) == {Task.RERANK}
+    ranker = engine_upstream(process, "m", Timeouts(), ranks)
+    assert set(ranker.tasks) == {Task.RERANK}
+    assert (found.asks_usage, ranker.asks_usage) == (True, False)  # llama.cpp tells them in any case
     assert found.watched
     assert not endpoint(options(), URL).watched
     assert (found.model, found.max_retries, found.timeouts) == ("m", 3, Timeouts(first_byte=1))

@@ -9,10 +9,10 @@ import pytest
 from tests.vendors import dashscope
 
 from byzerllm.errors import UpstreamBroken, UpstreamError
-from byzerllm.wire import translator
+from byzerllm.wire.dashscope import DashScope
 from byzerllm.wire.events import Event, Failure, Finish, FinishReason, Reasoning, Started, Text, Tokens, ToolCall
 
-WIRE = translator("dashscope")
+WIRE = DashScope()
 
 
 def frame(finish: str | None = "null", usage: Any = None, **message: Any) -> dict[str, Any]:

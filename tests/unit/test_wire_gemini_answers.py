@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from byzerllm.errors import UpstreamBroken, UpstreamError
-from byzerllm.wire import translator
 from byzerllm.wire.events import Event, Failure, Finish, FinishReason, Reasoning, Started, Text, Tokens, ToolCall
+from byzerllm.wire.gemini import Gemini
 
-WIRE = translator("gemini")
+WIRE = Gemini()
 
 
 def chunk(*parts: dict[str, Any], finish: str | None = None, **more: Any) -> dict[str, Any]:

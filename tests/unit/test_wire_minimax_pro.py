@@ -148,8 +148,6 @@ def test_an_error_of_another_form(sent: bytes) -> None:
 
 def test_it_has_chat_alone() -> None:
     assert MiniMaxPro.tasks == {Task.CHAT}
-    with pytest.raises(NotImplementedError):
-        MiniMaxPro().embeddings(b"")
 
 
 def test_an_empty_stream_is_no_answer() -> None:

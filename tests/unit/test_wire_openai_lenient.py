@@ -52,6 +52,12 @@ def test_what_the_table_does_not_have_is_refused(capability: str, fields: dict[s
     assert body(Vendor("m", "Spark", capabilities=frozenset((capability,))), **fields)
 
 
+def test_a_stream_is_asked_for_its_tokens_where_that_is_known_to_work() -> None:
+    assert "stream_options" not in body(stream=True)
+    assert body(Vendor("m", asks_usage=True), stream=True)["stream_options"] == {"include_usage": True}
+    assert "stream_options" not in body(Vendor("m", asks_usage=True))
+
+
 def test_an_answer_without_a_reason_has_stopped() -> None:
     script: list[Event] = [Text("hi"), Tokens(6, 2)]
     assert WIRE.events(FAKE.answer(script)) == [Started("cha0@dx"), *script, Finish("stop")]

@@ -51,6 +51,7 @@ def _saas_upstream(options: SaasOptions, base_url: str) -> Upstream:
         max_retries=options.max_retries,
         heads=_heads(spoken, end, _tasks(options)),
         defaults=defaults,
+        asks_usage=options.asks_usage,
         secrets=options.secrets(),
     )
 
@@ -115,6 +116,7 @@ def engine_upstream(process: EngineProcess, model: str, timeouts: Timeouts, opti
         max_retries=3,
         heads=_heads(spoken, end, options.tasks),
         lines=_lines(end) + _JSON,
+        asks_usage=spoken.asks_usage,
         watched=True,
     )
 

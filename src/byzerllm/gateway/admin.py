@@ -166,7 +166,8 @@ class Admin:
         index = _number(query, "worker", processes[0]["index"])
         ids = [p["id"] for p in processes if p["index"] == index]
         if not ids:
-            raise NotFound(f"{name} has no worker {index}; it has {', '.join(str(p['index']) for p in processes)}.")
+            numbers = ", ".join(str(p["index"]) for p in processes)
+            raise NotFound(f"{name} has no worker {index}.", hint=f"They are counted from 0; there is: {numbers}.")
         tail = _number(query, "tail", _LOG_TAIL)
         await self._operations.text(
             receive, send, self._runtime.logs(ids[-1], tail=tail, follow=_flag(query, "follow"))

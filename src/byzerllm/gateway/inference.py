@@ -21,7 +21,7 @@ from byzerllm.gateway.protocol import BoundedProtocol
 from byzerllm.gateway.steps import take_steps
 from byzerllm.gateway.translation import translate
 from byzerllm.relay.pool import Pool
-from byzerllm.routing.failover import retry_delay
+from byzerllm.routing.failover import outcome_of, retry_delay
 from byzerllm.routing.table import Table
 from byzerllm.routing.worker import Media, PassThrough, Translated, Worker
 from byzerllm.wire.base import Request, Task, decode_request
@@ -93,7 +93,7 @@ class Inference:
         try:
             outcome = await self._attempts(call, extra)
         except ByzerError as error:
-            outcome = error.code
+            outcome = outcome_of(error)
             await _send_error(call, error, extra)
         except Exception:
             outcome = "internal_error"

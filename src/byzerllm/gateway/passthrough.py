@@ -32,7 +32,7 @@ async def pass_through(pool: Pool, call: Call, worker: Worker, upstream: PassThr
     if isinstance(request, Form):
         data = upstream.form(request)
     else:
-        asking = stream_usage.asking(request) if upstream.wire.asks_usage else None
+        asking = stream_usage.asking(request, upstream.defaults) if upstream.asks_usage else None
         data = upstream.request(request.task, upstream.wire.body(asking or request, upstream.model, upstream.defaults))
     connection = await pool.exchange(upstream.target, data, upstream.timeouts)
     try:
@@ -128,6 +128,6 @@ async def _stream(
     if end is StreamEnd.TRUNCATED:
         raise UpstreamBroken(f"{upstream.target} ended its stream before the answer was whole.")
     call.over = True
-    await send({"type": "http.response.body", "body": b""})
+    await send({"type": "http.response.body", "body": b"" if hide is None else hide.close()})
     call.instance.stats.count_usage(upstream.wire.usage(tail))
     return "ok" if end is StreamEnd.COMPLETE else "upstream_error"

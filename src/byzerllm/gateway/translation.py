@@ -15,7 +15,7 @@ from byzerllm.gateway.http import JSON, Header, send_bytes
 from byzerllm.relay.connection import Exchange
 from byzerllm.relay.pool import Pool
 from byzerllm.routing.worker import Translated, Worker
-from byzerllm.wire.base import Outgoing, Request, Task, Usage
+from byzerllm.wire.base import EmbeddingTranslator, Outgoing, Request, Task, Usage
 from byzerllm.wire.events import StreamDecoder, Tokens
 from byzerllm.wire.openai_events import Answer, StreamEncoder
 
@@ -69,6 +69,7 @@ async def _exchange(
 
 def _whole(call: Call, upstream: Translated, body: bytes) -> tuple[bytes, Usage | None]:
     if call.request.task is Task.EMBEDDING:
+        assert isinstance(upstream.wire, EmbeddingTranslator)  # its tasks say so
         vectors, tokens = upstream.wire.embeddings(body)
         if not vectors:
             raise UpstreamBroken(f"{upstream.target} answered without embeddings.")

@@ -13,7 +13,7 @@ import msgspec
 from byzerllm.errors import InvalidInput
 from byzerllm.providers.proxies import environment_proxy
 from byzerllm.providers.registry import PREFIX, provider, shadowing
-from byzerllm.providers.schema import Param, Provider, fill, known_params, placeholders
+from byzerllm.providers.schema import STREAM_OPTIONS, Param, Provider, fill, known_params, placeholders
 from byzerllm.spec import DeploymentSpec, Timeouts, as_text, parse_bool, parse_float, parse_int, resolve, unknown
 from byzerllm.wire import MEDIA, WIRES, media_format
 from byzerllm.wire.base import Task, Vendor
@@ -29,6 +29,7 @@ class SaasOptions:
 
     ``api_key`` may be several keys, comma-separated: ``per_key`` has the options with each. ``own_url`` is the address
     in the vendor's table. ``body`` are top-level fields as JSON text for requests that do not set them.
+    ``asks_usage``: streams are asked for their tokens where the client does not.
     """
 
     provider: Provider
@@ -38,6 +39,7 @@ class SaasOptions:
     timeouts: Timeouts
     max_retries: int
     own_url: str = ""
+    asks_usage: bool = False
     headers: Mapping[str, str] = field(default_factory=dict)
     query: Mapping[str, str] = field(default_factory=dict)
     body: Mapping[str, str] = field(default_factory=dict)
@@ -50,7 +52,12 @@ class SaasOptions:
     def vendor(self) -> Vendor:
         """What a translated format needs to know of this instance."""
         return Vendor(
-            self.model, self.provider.title, dict(self.params), self.provider.capabilities, self.provider.models
+            self.model,
+            self.provider.title,
+            dict(self.params),
+            self.provider.capabilities,
+            self.provider.models,
+            self.asks_usage,
         )
 
     def per_key(self) -> list[SaasOptions]:
@@ -126,6 +133,7 @@ def parse(spec: DeploymentSpec, environ: Mapping[str, str]) -> SaasOptions:
         timeouts=_timeouts(values),
         max_retries=parse_int("saas.max_retries", values.get("max_retries", "2"), 0),
         own_url=own_url,
+        asks_usage=_asks_usage(vendor, values, base_url, own_url),
         headers={p.header: values[n] for n, p in params.items() if p.header and n in values} | _extra_headers(values),
         query={p.query: values[n] for n, p in params.items() if p.query and n in values},
         body=_body(params, values),
@@ -243,6 +251,15 @@ def _checked_url(vendor: Provider, url: str) -> str:
     for path in [spoken.path(task) for task in Task] if spoken else []:
         url = url.removesuffix(path or "")
     return url
+
+
+def _asks_usage(vendor: Provider, values: Mapping[str, str], base_url: str, own_url: str) -> bool:
+    """As the user says, else where the vendor's documents have the question."""
+    if "stream_usage" in values:
+        return values["stream_usage"] == "true"
+    if vendor.stream_usage == "own" and base_url not in (own_url, *vendor.regions.values()):
+        return False
+    return bool(vendor.stream_usage) and vendor.wire in STREAM_OPTIONS
 
 
 def _typed(key: str, param: Param, text: str) -> Any:

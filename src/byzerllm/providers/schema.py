@@ -15,6 +15,8 @@ SIGNERS = frozenset(
     ("sigv4", "baidu", "huawei", "spark")
 )  # schemes that need more than the key; see control/signing.py
 
+STREAM_OPTIONS = frozenset(("openai", "openai_lenient"))  # formats whose streams can be asked for their tokens
+
 _AUTH = re.compile(r"bearer;?|none|(header|query):[A-Za-z][\w-]*")
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
@@ -54,6 +56,7 @@ class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     default_model: str | None = None
     models_path: str | None = None
     models_complete: bool | None = None
+    stream_usage: Literal["", "own", "any"] | None = None
     capabilities: frozenset[str] | None = None
     params: dict[str, Param] = {}
 
@@ -65,7 +68,9 @@ class Provider(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     ``bearer``, ``bearer;``, ``header:NAME``, ``query:NAME``, ``none``, or one of ``SIGNERS``. ``pair`` names the
     parameter with the secret that belongs to ``api_key``; as a bearer token they are joined by a colon.
     ``models_path`` is the free call that checks key, address and model ("" where there is none); it may begin with
-    ``/..``. ``models_complete`` says that a model which it does not list does not exist. ``tasks`` is what the API has
+    ``/..``. ``models_complete`` says that a model which it does not list does not exist. ``stream_usage`` says where
+    streams are asked for their tokens, since the vendor documents ``stream_options.include_usage``: at its ``own``
+    addresses, or at ``any`` that a user gives; who does not document it may refuse it. ``tasks`` is what the API has
     where that is known to be less than the format has.
     """
 
@@ -82,6 +87,7 @@ class Provider(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     default_model: str | None = None
     models_path: str = ""
     models_complete: bool = True
+    stream_usage: Literal["", "own", "any"] = ""
     params: dict[str, Param] = {}
     capabilities: frozenset[str] = frozenset()
     models: dict[str, dict[str, Any]] = {}  # facts about models, by the beginning of their names
@@ -164,10 +170,11 @@ COMMON: dict[str, Param] = {
 CHOICES = {
     "region": Param(help="which of the vendor's addresses"),
     "wire": Param(help="which of the vendor's formats"),
+    "stream_usage": Param(kind="bool", help="ask streams for their tokens where the client does not, to count them"),
 }
 
 
 def known_params(vendor: Provider) -> dict[str, Param]:
     """Every parameter that the vendor takes, the common ones included."""
-    choices = {name: CHOICES[name] for name, offered in (("region", vendor.regions), ("wire", vendor.wires)) if offered}
-    return COMMON | choices | vendor.params
+    offered = {"region": vendor.regions, "wire": vendor.wires, "stream_usage": vendor.wire in STREAM_OPTIONS}
+    return COMMON | {name: param for name, param in CHOICES.items() if offered[name]} | vendor.params

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import random
 
-from byzerllm.errors import UpstreamBroken, UpstreamError, UpstreamTimeout, UpstreamUnreachable
+from byzerllm.errors import (
+    ByzerError,
+    InvalidInput,
+    UpstreamBroken,
+    UpstreamError,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
 
 RETRY_STATUSES = frozenset((408, 409, 429))
 LONGEST_WAIT = 5.0  # seconds; a vendor that asks for more gets its answer passed on instead
@@ -12,12 +19,21 @@ BREAKER_FAILURES = 5  # in a row
 BREAKER_FIRST = 1.0  # seconds out of rotation
 BREAKER_LONGEST = 10.0
 KEY_STATUSES = frozenset((401, 402, 403, 429))
+REQUEST_STATUSES = frozenset((400, 413, 415, 422))  # a 404 is rather of a model or an address that is gone
 RATE_LIMIT_REST = 5.0  # seconds that a key rests after a 429 that does not say how long
 REFUSED_REST = 60.0  # seconds that a key rests which the vendor refuses, or whose quota is used up
 LONGEST_REST = 300.0
 
-# Codes and types of a 429 that waiting does not end: of OpenAI, Moonshot and Zhipu.
-_QUOTA = frozenset(("insufficient_quota", "exceeded_current_quota_error", "1113"))
+# Codes and types of a 429 that waiting does not end, of OpenAI, Moonshot and Zhipu, and of a 400 of DashScope's.
+_QUOTA = frozenset(("insufficient_quota", "exceeded_current_quota_error", "1113", "Arrearage"))
+
+
+def outcome_of(error: ByzerError) -> str:
+    """What a request that ends with the error counts as: the error's code, or, where the upstream finds fault with the
+    request itself, that of a request which is refused here."""
+    if isinstance(error, UpstreamError) and error.status in REQUEST_STATUSES and not _is_quota(error):
+        return InvalidInput.code
+    return error.code
 
 
 def is_transient(error: UpstreamError) -> bool:
@@ -75,7 +91,7 @@ def _is_answer(error: UpstreamError) -> bool:
 
 def key_rest(error: UpstreamError) -> float:
     """Seconds for which the key that met the error is better left alone; 0 when it is not about the key."""
-    if error.status not in KEY_STATUSES:
+    if error.status not in KEY_STATUSES and not _is_quota(error):
         return 0.0
     if error.retry_after:
         return min(error.retry_after, LONGEST_REST)

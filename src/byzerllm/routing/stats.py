@@ -41,7 +41,7 @@ class Histogram:
 
 
 class Stats:
-    """One instance's counters. ``outcomes``: ok, cancelled, or the error code that the client was told."""
+    """One instance's counters. ``outcomes``: ok, cancelled, or what ``failover.outcome_of`` makes of the error."""
 
     __slots__ = ("completion_tokens", "first_byte", "latency", "outcomes", "prompt_tokens", "queue_wait", "retries")
 

@@ -47,12 +47,14 @@ class Upstream(ABC):
 @dataclass(frozen=True)
 class PassThrough(Upstream):
     """An upstream that speaks what clients speak. ``heads`` has a request head a task, ready but for the length;
-    ``lines`` are the headers of a request that its format makes in steps."""
+    ``lines`` are the headers of a request that its format makes in steps; ``asks_usage``: streams are asked for their
+    tokens where the client does not."""
 
     wire: Wire
     heads: Mapping[Task, bytes] = field(repr=False)
     defaults: Mapping[str, msgspec.Raw] = field(default_factory=dict)
     lines: bytes = field(default=b"", repr=False)
+    asks_usage: bool = False
 
     @property
     def tasks(self) -> Collection[Task]:
@@ -129,7 +131,8 @@ class Translated(Foreign):
 
     @property
     def tasks(self) -> Collection[Task]:
-        return self.wire.tasks if self.task is Task.CHAT else (self.task,)
+        alone = self.task is not Task.CHAT and self.task in self.wire.tasks
+        return (self.task,) if alone else self.wire.tasks
 
     async def open(self, pool: Pool, outgoing: Outgoing) -> Exchange:
         """Send the request and wait for the head of its answer. The caller must give the exchange back to the pool.

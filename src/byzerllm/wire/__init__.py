@@ -15,7 +15,7 @@ from byzerllm.wire.openai import OpenAIWire
 WIRES: dict[str, Wire] = {"openai": OpenAIWire()}
 
 # What the servers of engines speak; no vendor's table can name these.
-ENGINE_WIRES: dict[str, Wire] = {wire.name: wire for wire in (EngineWire(), FetchingWire(), LlamaCppWire())}
+ENGINE_WIRES: dict[str, EngineWire] = {wire.name: wire for wire in (EngineWire(), FetchingWire(), LlamaCppWire())}
 
 # Format -> module and class, imported when an instance needs it.
 TRANSLATORS: dict[str, tuple[str, str]] = {

@@ -13,7 +13,7 @@ import msgspec
 from byzerllm.errors import UpstreamBroken, UpstreamError
 from byzerllm.wire.anthropic_request import messages_body
 from byzerllm.wire.anthropic_thinking import signature_of
-from byzerllm.wire.base import BAD_JSON, Outgoing, Request, Vendor
+from byzerllm.wire.base import BAD_JSON, Outgoing, Request, Task, Vendor
 from byzerllm.wire.chat import decode_chat
 from byzerllm.wire.events import (
     Event,
@@ -27,7 +27,6 @@ from byzerllm.wire.events import (
     Tokens,
     ToolCall,
 )
-from byzerllm.wire.limits import ChatOnly
 from byzerllm.wire.openai import parse_error
 from byzerllm.wire.sse import SseReader
 
@@ -156,10 +155,11 @@ _KNOWN = frozenset(
 )
 
 
-class Anthropic(ChatOnly):
+class Anthropic:
     """The upstream side of the Messages API. The base URL is without ``/v1``, as Anthropic's own SDKs have it."""
 
     name = "anthropic"
+    tasks = frozenset((Task.CHAT,))
 
     def request(self, request: Request, vendor: Vendor) -> Outgoing:
         return Outgoing(_PATH, messages_body(decode_chat(request), vendor))

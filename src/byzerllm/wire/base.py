@@ -108,13 +108,15 @@ def with_model(request: Request, model: str, defaults: Mapping[str, msgspec.Raw]
 class Vendor(msgspec.Struct, frozen=True):
     """What a format needs to know of the instance whose request it encodes. ``title`` is for messages to people,
     ``params`` are the vendor's own parameters without ``saas.``, ``capabilities`` what its table says it can do, and
-    ``models`` facts about its models by the beginning of their names (the longest that fits is meant)."""
+    ``models`` facts about its models by the beginning of their names (the longest that fits is meant). ``asks_usage``:
+    streams are asked for their tokens where the client does not (``stream_usage.py``)."""
 
     model: str
     title: str = "This vendor"
     params: dict[str, str] = {}
     capabilities: frozenset[str] = frozenset()
     models: dict[str, dict[str, Any]] = {}
+    asks_usage: bool = False
 
     def fact(self, name: str) -> Any:
         """What the table says of the instance's model under that name, or None."""
@@ -178,16 +180,21 @@ class Translator(Protocol):
         """The events of a whole chat answer; an error inside a 200 answer is a ``Failure``."""
         ...
 
+    def error(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
+        """What the upstream's error answer says, with its own status, code, message and request id."""
+        ...
+
+
+@runtime_checkable
+class EmbeddingTranslator(Translator, Protocol):
+    """A format that has embeddings as well as chats, and says so in its ``tasks``."""
+
     def embeddings(self, body: bytes) -> tuple[list[list[float]], int]:
         """The vectors of an embedding answer, in the order of the inputs, and the prompt's tokens (0: not said).
 
         Raises:
             UpstreamError: the answer reports an error, or is none.
         """
-        ...
-
-    def error(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
-        """What the upstream's error answer says, with its own status, code, message and request id."""
         ...
 
 
@@ -202,11 +209,9 @@ class FrameTranslator(Translator, Protocol):
 
 
 class Wire(Protocol):
-    """A format that clients speak too: bodies pass through, only the model's name is exchanged. ``asks_usage``: streams
-    are asked for their tokens also where the client has not (``stream_usage.py``)."""
+    """A format that clients speak too: bodies pass through, only the model's name is exchanged."""
 
     name: str
-    asks_usage: bool
 
     def path(self, task: Task) -> str | None:
         """The path under the upstream's base URL, or None where the format has no such task."""

@@ -42,7 +42,7 @@ DEFAULT_STATUS = 400  # of an error that comes without: what the vendor's SDK ta
 
 
 class DashScope:
-    """Implements ``Translator``."""
+    """Implements ``EmbeddingTranslator``."""
 
     name = "dashscope"
     tasks = frozenset((Task.CHAT, Task.EMBEDDING))

@@ -25,7 +25,7 @@ class EngineWire(OpenAIWire):
     """
 
     name = "engine"
-    asks_usage = True
+    asks_usage = True  # streams are asked for their tokens where the client does not
 
     def path(self, task: Task) -> str | None:
         return SURFACES[task]

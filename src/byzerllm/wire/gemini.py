@@ -46,7 +46,7 @@ _DELAY = re.compile(r"(\d+(?:\.\d+)?)s")
 
 
 class Gemini:
-    """Implements ``Translator``."""
+    """Implements ``EmbeddingTranslator``."""
 
     name = "gemini"
     tasks = frozenset((Task.CHAT, Task.EMBEDDING))

@@ -5,22 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from byzerllm.errors import InvalidInput
-from byzerllm.wire.base import Task, Vendor
+from byzerllm.wire.base import Vendor
 from byzerllm.wire.chat import ChatRequest, ImagePart
 
 _ALWAYS = frozenset(("messages", "stream", "extra", "json_schema_around"))
 _AS_SENT = {"json_schema": "response_format", "json_object": "response_format"}
 # Values that ask for nothing more than an upstream without the field does anyway.
 _HARMLESS = {"n": (1,), "tool_choice": ("auto", "none"), "parallel_tool_calls": (True,)}
-
-
-class ChatOnly:
-    """A format that has chat and nothing else."""
-
-    tasks = frozenset((Task.CHAT,))
-
-    def embeddings(self, body: bytes) -> tuple[list[list[float]], int]:
-        raise NotImplementedError("no request for an embedding is sent in this format")
 
 
 def check_messages(

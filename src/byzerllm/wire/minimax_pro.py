@@ -12,11 +12,11 @@ from typing import Any
 import msgspec
 
 from byzerllm.errors import UpstreamError
-from byzerllm.wire.base import BAD_JSON, Outgoing, Request, Vendor
+from byzerllm.wire.base import BAD_JSON, Outgoing, Request, Task, Vendor
 from byzerllm.wire.chat import ChatRequest, Message, decode_chat
 from byzerllm.wire.events import Event, Failure, Finish, FinishReason, Started, StreamDecoder, Text, Tokens
 from byzerllm.wire.in_band import status_of
-from byzerllm.wire.limits import ChatOnly, check_fields
+from byzerllm.wire.limits import check_fields
 from byzerllm.wire.openai import parse_error
 from byzerllm.wire.sse import ServerSentEvent
 from byzerllm.wire.sse_json import SseJsonDecoder, malformed
@@ -61,10 +61,11 @@ class _Reply(msgspec.Struct):
 _REPLY = msgspec.json.Decoder(_Reply)
 
 
-class MiniMaxPro(ChatOnly):
+class MiniMaxPro:
     """The base URL is the whole address of the call."""
 
     name = "minimax_pro"
+    tasks = frozenset((Task.CHAT,))
 
     def request(self, request: Request, vendor: Vendor) -> Outgoing:
         chat = decode_chat(request)

@@ -53,7 +53,6 @@ class OpenAIWire:
     """Pass-through: only the model's name changes on the way up, nothing on the way down."""
 
     name = "openai"
-    asks_usage = False  # a server that is only like OpenAI's may refuse a field that it does not know
     adapters: Mapping[Task, Adapter] = {}
 
     def path(self, task: Task) -> str | None:

@@ -11,13 +11,13 @@ from typing import Any
 import msgspec
 
 from byzerllm.errors import UpstreamBroken, UpstreamError
-from byzerllm.wire.base import BAD_JSON, Outgoing, Request, Vendor, with_model
+from byzerllm.wire.base import BAD_JSON, Outgoing, Request, Task, Vendor, with_model
 from byzerllm.wire.chat import ImagePart, decode_chat
 from byzerllm.wire.events import Event, Failure, Finish, FinishReason, Reasoning, Started, Text, Tokens, ToolCall
-from byzerllm.wire.limits import ChatOnly
 from byzerllm.wire.openai import PATHS, failure, parse_error
 from byzerllm.wire.sse import ServerSentEvent
 from byzerllm.wire.sse_json import SseJsonDecoder, malformed
+from byzerllm.wire.stream_usage import asking
 
 _REASONS: dict[str, FinishReason] = {
     "stop": "stop",
@@ -74,10 +74,11 @@ class _Chunk(msgspec.Struct):
 _CHUNK = msgspec.json.Decoder(_Chunk)
 
 
-class OpenAILenient(ChatOnly):
+class OpenAILenient:
     """Whatever the client sets goes to the vendor; what its table says it has not, is refused."""
 
     name = "openai_lenient"
+    tasks = frozenset((Task.CHAT,))
 
     def request(self, request: Request, vendor: Vendor) -> Outgoing:
         chat = decode_chat(request)
@@ -87,7 +88,8 @@ class OpenAILenient(ChatOnly):
             vendor.needs("tools", "tools")
         if chat.json_schema is not None:
             vendor.needs("json_schema", "response_format")
-        return Outgoing(PATHS[request.task], with_model(request, vendor.model, {}))
+        asked = asking(request, {}) if vendor.asks_usage else None
+        return Outgoing(PATHS[request.task], with_model(asked or request, vendor.model, {}))
 
     def stream(self) -> SseJsonDecoder:
         return _Decoder(self.events)

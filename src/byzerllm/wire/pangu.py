@@ -14,10 +14,10 @@ from urllib.parse import quote
 import msgspec
 
 from byzerllm.errors import UpstreamBroken, UpstreamError
-from byzerllm.wire.base import BAD_JSON, Outgoing, Request, Vendor
+from byzerllm.wire.base import BAD_JSON, Outgoing, Request, Task, Vendor
 from byzerllm.wire.chat import ChatRequest, decode_chat
 from byzerllm.wire.events import Event, Failure, Finish, FinishReason, Started, StreamDecoder, Text, Tokens
-from byzerllm.wire.limits import ChatOnly, check_fields
+from byzerllm.wire.limits import check_fields
 from byzerllm.wire.openai import parse_error
 from byzerllm.wire.sse import ServerSentEvent
 from byzerllm.wire.sse_json import SseJsonDecoder, malformed
@@ -67,10 +67,11 @@ class _Reply(msgspec.Struct):
 _REPLY = msgspec.json.Decoder(_Reply)
 
 
-class Pangu(ChatOnly):
+class Pangu:
     """With ``saas.deployment_id`` the base URL is the cloud service's; without, it is the whole address of the call."""
 
     name = "pangu"
+    tasks = frozenset((Task.CHAT,))
 
     def request(self, request: Request, vendor: Vendor) -> Outgoing:
         chat = decode_chat(request)

@@ -27,7 +27,6 @@ from byzerllm.wire.events import (
     ToolCall,
 )
 from byzerllm.wire.in_band import status_of
-from byzerllm.wire.limits import ChatOnly
 from byzerllm.wire.openai import PATHS, parse_error
 from byzerllm.wire.responses_request import responses_body
 from byzerllm.wire.sse import ServerSentEvent
@@ -128,10 +127,11 @@ _ITEMS = frozenset(("message", "reasoning", "function_call"))
 _LAST = {"response.completed": "completed", "response.incomplete": "incomplete", "response.failed": "failed"}
 
 
-class Responses(ChatOnly):
+class Responses:
     """Chats as responses. The base URL is with ``/v1``, as OpenAI's SDKs have it."""
 
     name = "responses"
+    tasks = frozenset((Task.CHAT,))
 
     def request(self, request: Request, vendor: Vendor) -> Outgoing:
         return Outgoing(PATHS[Task.RESPONSES], responses_body(request, vendor))

@@ -15,7 +15,7 @@ from urllib.parse import urlencode
 import msgspec
 
 from byzerllm.errors import UpstreamBroken, UpstreamError
-from byzerllm.wire.base import BAD_JSON, Outgoing, Request, Vendor
+from byzerllm.wire.base import BAD_JSON, Outgoing, Request, Task, Vendor
 from byzerllm.wire.chat import ChatRequest, Message, decode_chat
 from byzerllm.wire.events import (
     Event,
@@ -29,7 +29,7 @@ from byzerllm.wire.events import (
     ToolCall,
 )
 from byzerllm.wire.in_band import status_of
-from byzerllm.wire.limits import ChatOnly, called_functions, check_fields
+from byzerllm.wire.limits import called_functions, check_fields
 from byzerllm.wire.openai import parse_error
 from byzerllm.wire.sse_json import malformed
 
@@ -103,10 +103,11 @@ def signed_query(host: str, path: str, date: str, *, api_key: str, api_secret: s
     return urlencode({"authorization": base64.b64encode(authorization.encode()).decode(), "date": date, "host": host})
 
 
-class Spark(ChatOnly):
+class Spark:
     """``path`` is the one that the table has for the model, for an address that has none of its own."""
 
     name = "spark"
+    tasks = frozenset((Task.CHAT,))
 
     def request(self, request: Request, vendor: Vendor) -> Outgoing:
         chat = decode_chat(request)
