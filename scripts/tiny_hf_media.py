@@ -1,6 +1,6 @@
 """Write tiny model folders with random weights for images and sound, without a network: for tests.
 
-    python scripts/tiny_hf_media.py OUT --kind vision|hearing|transcription|speech|image
+    python scripts/tiny_hf_media.py OUT --kind vision|qwen_vl|hearing|transcription|speech|image
 
 Needs torch and transformers (and diffusers for ``image``): run it with the interpreter of the engine ``transformers``.
 """
@@ -60,6 +60,34 @@ def write_vision(folder: Path) -> None:
         num_additional_image_tokens=1, chat_template=VISION_TEMPLATE,
     )  # fmt: skip
     processor.save_pretrained(folder)
+
+
+def write_qwen_vl(folder: Path) -> None:
+    """A Qwen2-VL, whose positions have three numbers and whose images are of any size."""
+    names = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+    words = tokenizer(folder, *names)
+    image, video, start, end = (words.convert_tokens_to_ids(name) for name in names)
+    vision = {
+        "depth": 2, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "mlp_ratio": 2, "patch_size": 14,
+        "initializer_range": 0.2,
+    }  # fmt: skip
+    language = {
+        "vocab_size": len(words), "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048, "bos_token_id": 0,
+        "eos_token_id": 2, "pad_token_id": 0, "initializer_range": 0.2,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
+    }  # fmt: skip
+    config = hf.Qwen2VLConfig(
+        vision_config=vision, text_config=language, image_token_id=image, video_token_id=video,
+        vision_start_token_id=start, vision_end_token_id=end,
+    )  # fmt: skip
+    hf.Qwen2VLForConditionalGeneration(config).save_pretrained(folder)
+    words.chat_template = VISION_TEMPLATE.replace("<image>", "<|vision_start|><|image_pad|><|vision_end|>")
+    words.save_pretrained(folder)
+    # As it is published: the processor, with its part for videos, is made of this.
+    pixels = {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2VLProcessor"}
+    sizes = {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2, "min_pixels": 3136, "max_pixels": 50176}
+    text.write_json(folder / "preprocessor_config.json", pixels | sizes)
 
 
 def write_hearing(folder: Path) -> None:
@@ -161,6 +189,7 @@ def write_image(folder: Path) -> None:
 
 WRITERS = {
     "vision": write_vision,
+    "qwen_vl": write_qwen_vl,
     "hearing": write_hearing,
     "transcription": write_transcription,
     "speech": write_speech,

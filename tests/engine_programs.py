@@ -69,7 +69,7 @@ def install(home: Path, engine: str, program: str) -> Path:
     (folder / "bin").mkdir(parents=True)
     (folder / "program.py").write_text(program)
     python = folder / "bin" / "python"
-    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{folder}/program.py"\n')
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{folder}/program.py" "$@"\n')
     python.chmod(0o755)
     said = {"version": "0", "device": "cpu", "pip": [], "packages": {}}
     (folder / "installed.json").write_text(json.dumps(said))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
-from tests.harness import eventually
+from tests.harness import Byzer, eventually
 
 import byzerllm
 from byzerllm.engines import engine
@@ -124,6 +124,14 @@ def python_of(name: str) -> str:
     if name == "llama_cpp" or FOLDER == "current":
         return sys.executable
     pytest.fail(f"the engine {name} is not in BYZERLLM_TEST_ENGINES={FOLDER!r}: run scripts/test")
+
+
+def with_engines(byzer: Byzer, needed: str) -> Byzer:
+    """The same home, where the engines of this test run are installed; fails the test if ``needed`` is not."""
+    python_of(needed)
+    byzer.home.mkdir(parents=True, exist_ok=True)
+    (byzer.home / "engines").symlink_to(FOLDER)
+    return byzer
 
 
 # How a file with checks is run by an engine's interpreter, in which we are not installed.

@@ -39,6 +39,13 @@ def _session(process: psutil.Process) -> int:
         return 0
 
 
+def _words(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
 def eventually(predicate: Callable[[], T], timeout: float = 10.0, what: str = "") -> T:
     """The first true value of ``predicate``; fails after ``timeout`` seconds with the last value it had.
 
@@ -207,9 +214,18 @@ class Byzer:
 
     def stop(self) -> None:
         """Kill whatever still runs in this home, until nothing is left."""
+        helpers = self._helpers()
         # Repeated, since a supervisor may have started a server between the look and the kill.
         while left := self.processes():
             for process in left:
                 with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
+                    if process not in helpers:
+                        process.kill()
             psutil.wait_procs(left, timeout=5)
+            helpers = []
+
+    def _helpers(self) -> list[psutil.Process]:
+        """What ends by itself when its engine does, and removes what vLLM has outside of its memory."""
+        found = self.processes()
+        leaders = {p.pid for p in found if _session(p) == p.pid and "byzerllm.engines.host.vllm" in _words(p)}
+        return [p for p in found if p.pid not in leaders and _session(p) in leaders]

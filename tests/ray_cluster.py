@@ -176,16 +176,19 @@ class RayCluster:
         joined = head if index == 0 else ["--address", self.address]
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", *joined, *node]
         mark = f"{self._folder}/{index}"
-        process = subprocess.Popen(
+        with subprocess.Popen(
             command,
             env={**self._environ, _MARK: mark},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-        )
-        self._nodes.append(_Node(process.pid, mark))
-        said, _ = process.communicate(timeout=_START_SECONDS)
+        ) as process:
+            self._nodes.append(_Node(process.pid, mark))
+            try:
+                said, _ = process.communicate(timeout=_START_SECONDS)
+            finally:
+                process.kill()
         assert process.returncode == 0, said.decode()
         return index
 

@@ -9,12 +9,10 @@ nothing did.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import random
 import runpy
 import sys
-import threading
 import traceback
 from collections import deque
 from contextlib import suppress
@@ -28,7 +26,6 @@ from byzerllm.engines.host.batching import PIECE, Batcher
 from byzerllm.engines.host.causal_lm import worker_of
 from byzerllm.engines.host.decoder import LocalDecoder, probe
 from byzerllm.engines.host.serial import Serial, generate
-from byzerllm.engines.host.speech import PipelineSpeaker
 
 GREEDY = Sampling(temperature=0)
 
@@ -306,45 +303,6 @@ def check_the_probe_sees_a_wrong_mask_in_the_rounding_of_half_the_bits(path: str
         decoder._config = hf.AutoConfig.from_pretrained(path)
         decoder._config.sliding_window = 2
         assert "other results" in (probe(decoder) or ""), dtype
-
-
-# Speech
-
-
-class Talker:
-    """A pipeline that speaks for as long as nobody stops it."""
-
-    def __init__(self) -> None:
-        self.model = torch.nn.Sequential(torch.nn.Identity())
-        self.begun, self.ended, self.enough = (threading.Event() for _ in range(3))
-
-    def __call__(self, text: str) -> dict[str, Any]:
-        self.begun.set()
-        try:
-            while not self.enough.is_set():
-                self.model(torch.zeros(1))
-        finally:
-            self.ended.set()
-        return {"audio": [[0.5]], "sampling_rate": 8000}
-
-
-def check_speech_ends_when_nobody_waits_for_it(path: str) -> None:
-    talker = Talker()
-    speaker = PipelineSpeaker(talker)
-
-    async def leave() -> None:
-        speaking = asyncio.ensure_future(speaker.speak("a", None, 1.0))
-        await asyncio.to_thread(talker.begun.wait, 60)
-        speaking.cancel()
-        await asyncio.gather(speaking, return_exceptions=True)
-        assert await asyncio.to_thread(talker.ended.wait, 60)
-        talker.enough.set()
-        assert (await speaker.speak("a", None, 1.0)).rate == 8000
-
-    try:
-        asyncio.run(leave())
-    finally:
-        talker.enough.set()
 
 
 def outcome(check: Any, path: str) -> str:

@@ -63,12 +63,12 @@ def check_a_load_that_took_too_much_memory_once_does_not_take_it_again(path: str
 
 def check_a_first_rank_that_fails_ends(path: str) -> None:
     sys.stdout.flush()
-    child = os.fork()
-    if not child:
-        try:
-            with tempfile.TemporaryDirectory() as folder:
-                ranks.join(0, 1, f"{folder}/meeting", "cpu")
+    with tempfile.NamedTemporaryFile() as meeting:
+        child = os.fork()
+        if not child:
+            try:
+                ranks.join(0, 1, meeting.name, "cpu")
                 ranks.Leader(Failing(torch.OutOfMemoryError("no memory"))).alone([1])
-        finally:
-            os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+            finally:
+                os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import tempfile
 import threading
 from pathlib import Path
@@ -12,21 +13,25 @@ from typing import Any
 import numpy as np
 import soundfile
 import torch
+import transformers as hf
+from scipy.signal import resample_poly
 from scripts import tiny_hf_media
 
-from byzerllm.engines.host import transcription
+from byzerllm.engines.host import sounds, transcription, whisper
 from byzerllm.engines.host.backend import Recording, Transcript
 from byzerllm.errors import InvalidInput
 
 
 class Hearing:
-    """A Whisper of random weights. ``kept`` is what it has of each step of a sound at its end, by name; ``segments`` is
-    how many of them were looked at."""
+    """A Whisper of random weights, with ``told`` more in its generation_config.json. ``kept`` is what it has of each
+    step of a sound at its end, by name; ``segments`` is how many of them were looked at."""
 
-    def __init__(self) -> None:
+    def __init__(self, **told: Any) -> None:
         torch.manual_seed(0)
         with tempfile.TemporaryDirectory() as folder:
             tiny_hf_media.write_transcription(Path(folder))
+            config = Path(folder, "generation_config.json")
+            config.write_text(json.dumps(json.loads(config.read_text("utf-8")) | told), "utf-8")
             self.host = transcription.load(folder, {"device": "cpu"}, 1)
         self.kept: set[str] = set()
         self.segments = 0
@@ -36,7 +41,7 @@ class Hearing:
 
     def _watched(self, **options: Any) -> Any:
         found = self._generate(**options)
-        for segment in found["segments"][0]:
+        for segment in found.get("segments", [[]])[0]:
             if isinstance(segment["result"], dict):
                 self.segments += 1
                 self.kept |= {
@@ -77,6 +82,77 @@ def check_what_the_words_are_made_of_is_not_kept(path: str) -> None:
     assert hearing.kept == set()
 
 
+def check_a_folder_may_set_thresholds(path: str) -> None:
+    quiet: dict[str, Any] = {"no_speech_threshold": 0.6}
+    doubtful: dict[str, Any] = {"logprob_threshold": -1.0}
+    again = {"compression_ratio_threshold": 1.35, "temperature": [0.0, 0.2], "condition_on_prev_tokens": True}
+    plain = Hearing()
+    right = [plain.hear(seconds, words=True, timestamps=True) for seconds in (2, 65)]
+    for told in (quiet, doubtful, quiet | doubtful):  # with no other temperature there is nothing else to try
+        hearing = Hearing(**told)
+        assert [hearing.hear(seconds, words=True, timestamps=True) for seconds in (2, 65)] == right, told
+        assert hearing.hear(65) == plain.hear(65)
+        assert hearing.kept == set(), told
+    for told in (again, quiet | doubtful | again, {"return_dict_in_generate": True}, {"num_beams": 2} | doubtful):
+        hearing = Hearing(**told)
+        for seconds in (2, 65):
+            assert hearing.hear(seconds, temperature=0.5).duration == seconds
+            assert hearing.hear(seconds, words=True).text
+
+
+def check_a_second_temperature_is_tried(path: str) -> None:
+    seen: list[bool] = []
+    for told in ({}, {"temperature": [0.0, 0.4, 0.8], "logprob_threshold": 0.0}):
+        hearing = Hearing(**told)
+        judge = hearing.model._need_fallback
+
+        def watched(*given: Any, judge: Any = judge) -> Any:
+            judged = judge(*given)
+            seen.append(judged[0])
+            return judged
+
+        hearing.model._need_fallback = watched
+        hearing.hear(2)
+    assert not seen.pop(0)
+    assert all(seen)
+    assert len(seen) % 3 == 0 != len(seen), "each window is tried three times"
+
+
+def check_what_is_no_speech_makes_no_text(path: str) -> None:
+    hearing = Hearing(no_speech_threshold=0.0, logprob_threshold=0.0)
+    for seconds in (2, 65):
+        for wanted in ({}, {"timestamps": True}, {"words": True}):
+            found = hearing.hear(seconds, **wanted)
+            assert (found.text, found.segments, list(found.words)) == ("", [], [])
+            assert found.duration == seconds
+
+
+def check_the_features_of_a_long_sound_are_those_of_all_of_it(path: str) -> None:
+    extractor = Hearing().host._pipeline.feature_extractor
+    for length in (16_000 * 60, 16_000 * 65 + 77, 16_000 * 60 + 1, 16_000 * 90 + 159):
+        loud = np.linspace(0, 1, length, dtype=np.float32) ** 4
+        noise = loud * np.random.default_rng(2).normal(size=length).astype(np.float32)
+        right = extractor(noise, sampling_rate=16_000, truncation=False, padding="longest", return_tensors="np")
+        parts = list(whisper.features(extractor, noise))
+        assert len(parts) > 1
+        found = whisper.levelled(sounds.joined(parts))
+        assert found.shape == right.input_features.shape
+        assert np.abs(found - right.input_features).max() < 1e-4
+
+
+def check_a_sound_is_resampled_in_pieces(path: str) -> None:
+    dice = np.random.default_rng(3)
+    for rate, wanted in ((48_000, 16_000), (44_100, 16_000), (8_000, 16_000), (44_101, 16_000), (16_000, 16_000)):
+        for length in (1, 100, 100_003):
+            sound = dice.normal(size=length).astype(np.float32)
+            right = resample_poly(sound, wanted, rate)
+            for size in (997, 40_000):
+                blocks = (sound[i : i + size] for i in range(0, length, size))
+                found = np.concatenate(list(sounds.resampled(blocks, rate, wanted)))
+                assert found.shape == right.shape
+                assert np.abs(found - right).max() < 1e-4
+
+
 def check_the_language_is_told(path: str) -> None:
     hearing = Hearing()
     assert hearing.hear(2).language in ("en", "zh")
@@ -111,7 +187,7 @@ def check_a_model_without_alignment_tells_no_words(path: str) -> None:
 
 def check_what_is_no_sound_is_refused(path: str) -> None:
     try:
-        transcription.samples(b"RIFFxxxx", 16_000)
+        sounds.samples(b"RIFFxxxx", 16_000)
     except InvalidInput as error:
         problem = error.message
     else:
@@ -140,6 +216,78 @@ def check_it_ends_when_nobody_waits_for_it(path: str) -> None:
         assert len(windows) <= seen + 3  # of 40 and more
 
     asyncio.run(leave())
+
+
+def check_what_is_read_ends_when_nobody_waits_for_it(path: str) -> None:
+    # A few bytes that hold hours of silence; whoever comes meanwhile has his turn between two pieces.
+    hearing = Hearing()
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros(16_000 * 3600), 16_000, format="FLAC")
+    run = hearing.host._reading.run
+    pieces: list[str] = []
+
+    async def watched(work: Any, *more: Any) -> Any:
+        task = asyncio.current_task()
+        pieces.append(task.get_name() if task else "")
+        return await run(work, *more)
+
+    vars(hearing.host._reading)["run"] = watched
+
+    async def leave() -> None:
+        one = asyncio.create_task(hearing.host.transcribe(Recording(file.getvalue())), name="long")
+        while not pieces:
+            await asyncio.sleep(0)
+        await asyncio.create_task(hearing.host.transcribe(Recording(sound(1))), name="short")
+        one.cancel()
+        await asyncio.gather(one, return_exceptions=True)
+        seen = pieces.count("long")
+        await hearing.host.transcribe(Recording(sound(1)))
+        assert pieces.count("long") == seen < 100  # of 133 and more
+        assert pieces.index("short") < len(pieces) - 1 - pieces[::-1].index("long")
+
+    asyncio.run(leave())
+
+
+def check_another_recogniser_hears_sounds_of_any_length(path: str) -> None:
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        letters = ["<pad>", "<s>", "</s>", "<unk>", "|", *"abcdefgh"]
+        Path(folder, "vocab.json").write_text(json.dumps({letter: i for i, letter in enumerate(letters)}), "utf-8")
+        words = hf.Wav2Vec2CTCTokenizer(f"{folder}/vocab.json")
+        hf.Wav2Vec2Processor(hf.Wav2Vec2FeatureExtractor(), words).save_pretrained(folder)
+        config = hf.Wav2Vec2Config(
+            vocab_size=len(letters), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
+            conv_dim=(16,) * 7, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=2,
+        )  # fmt: skip
+        hf.Wav2Vec2ForCTC(config).save_pretrained(folder)
+        host = transcription.load(folder, {"device": "cpu"}, 1)
+    lengths: list[int] = []
+    host._pipeline.model.register_forward_pre_hook(
+        lambda *call: lengths.append(call[2]["input_values"].shape[1]), with_kwargs=True
+    )
+    for seconds in (0.001, 2, 65):
+        assert asyncio.run(host.transcribe(Recording(sound(seconds)))).duration == seconds
+    assert len(lengths) > 4
+    assert max(lengths) <= 30 * 16_000
+    host._longest = 60  # as of one that does not hear in windows
+    assert "lasts 65.0 seconds; at its rate at most 60 are possible" in problem_of(host, sound(65))
+
+
+def check_numbers_that_are_none_are_refused(path: str) -> None:
+    hearing = Hearing()
+    for number in (np.nan, np.inf, -3e38):
+        file = io.BytesIO()
+        soundfile.write(file, np.full(1000, number, np.float32), 16_000, format="WAV", subtype="FLOAT")
+        assert "samples that are no numbers" in problem_of(hearing.host, file.getvalue())
+    assert problem_of(hearing.host, sound(0)) == "The sound is empty."
+
+
+def problem_of(host: Any, data: bytes) -> str:
+    try:
+        asyncio.run(host.transcribe(Recording(data)))
+    except InvalidInput as error:
+        return error.message
+    return ""
 
 
 def check_of_a_long_prompt_the_end_counts(path: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 from typing import Any
 
 import torch
@@ -106,7 +107,7 @@ def check_a_schema_that_turns_out_too_complex_is_an_error(path: str) -> None:
     schema = '{"type": "object", "properties": {"a": {"type": "string", "pattern": "(a|b)*a(a|b){12}"}}}'
     grammar = LLMatcher.grammar_from_json_schema(schema)
     few = LLParserLimits(step_max_items=30, step_lexer_fuel=100)
-    constraint = Constraint(LLMatcher(grammars._words, grammar, limits=few), frozenset((end,)), "response_format")
+    constraint = Constraint(LLMatcher(grammars._words, grammar, limits=few), "response_format")
     try:
         walk(constraint, size, end, 0)
     except InvalidInput as error:
@@ -116,19 +117,21 @@ def check_a_schema_that_turns_out_too_complex_is_an_error(path: str) -> None:
     assert problem.startswith("'response_format' has a schema that is too complex: "), problem
 
 
-def check_the_name_of_the_end_is_no_end(path: str) -> None:
-    # Of text that must come llguidance takes the name of a control token for the token.
+def check_the_name_of_a_control_token_is_text_in_an_answer(path: str) -> None:
     tokenizer = hf.AutoTokenizer.from_pretrained(path)
     size, end = len(tokenizer), tokenizer.eos_token_id
-    schema = {"type": "object", "properties": {"a": {"const": tokenizer.eos_token}}, "required": ["a"]}
-    constraint = Grammars(tokenizer, size, frozenset((end,))).constraint(JsonSchema(json.dumps(schema)))
-    try:
-        walk(constraint, size, end, 0)
-    except InvalidInput as error:
-        problem = str(error)
-    else:
-        problem = "it ended as if it were whole"
-    assert problem == "'response_format' has a schema with the name of a control token in it.", problem
+    grammars = Grammars(tokenizer, size, frozenset((end,)))
+    for name in (tokenizer.eos_token, "<|im_start|>"):
+        written = {"pattern": f"^{re.escape(name)}$", "type": "string"}
+        for kind, value in (({"const": name}, name), ({"enum": [f"a{name}b"]}, f"a{name}b"), (written, name)):
+            schema = {"type": "object", "properties": {name: kind}, "required": [name], "additionalProperties": False}
+            made = walk(grammars.constraint(JsonSchema(json.dumps(schema))), size, end, 0)
+            assert json.loads(tokenizer.decode(made)) == {name: value}
+            call = ForcedCalls("hermes", (Function("f", schema),), several=False)
+            made = walk(grammars.constraint(call), size, end, 0)
+            reader = ForcedReader("hermes")
+            reader.feed(tokenizer.decode(made))
+            assert [json.loads(one.arguments) for one in reader.calls] == [{name: value}]
 
 
 # Words

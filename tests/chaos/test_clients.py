@@ -10,32 +10,13 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 from tests.fakes import HANG, FakeUpstream, Reply, black_hole, json_reply, raw_reply, sse_reply
-from tests.gateway import ANSWER, Client, chat, delta, deploy, detail, post, request_bytes, undeploy, wait_free
+from tests.gateway import ANSWER, Client, chat, delta, detail, post, request_bytes, wait_free
 from tests.harness import Byzer, eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 OK = json_reply(ANSWER)
-
-
-@pytest.fixture(scope="module")
-def server(byzer: Byzer) -> Byzer:
-    byzer.run("server", "start")
-    return byzer
-
-
-@pytest.fixture
-def place(server: Byzer, upstream: FakeUpstream) -> Iterator[Callable[..., str]]:
-    """Deploys ``m`` on ``upstream`` for this test alone; returns its name."""
-    upstream.default = OK
-
-    def deploy_it(spec: dict[str, Any] | None = None, url: str = "", **params: object) -> str:
-        deploy(server, "m", url or upstream, spec, **params)
-        return "m"
-
-    yield deploy_it
-    undeploy(server, "m")
 
 
 def leave(client: Client, how: str) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import threading
 from functools import partial
 from http.client import HTTPException
@@ -12,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from tests import engine_programs
 from tests.fakes import HANG, Reply
 from tests.fixtures_models import SAY
 from tests.harness import Byzer, eventually
-from tests.integration.test_private import ask, deploy, detail, pids
+from tests.integration.test_private import LLAMA, ask, deploy, detail, pids
 
 
 def kill(pid: int, number: int = signal.SIGKILL) -> None:
@@ -151,30 +151,27 @@ def test_a_deploy_that_is_interrupted_leaves_nothing(fresh_byzer: Byzer, upstrea
     byzer = fresh_byzer
     byzer.run("server", "start")
     upstream.default = Reply([HANG])
-    argv = byzer.argv(
-        *("deploy", "--model", "slow", "--pretrained_model_type", "saas/openai", "--infer_params"),
-        *(f"saas.base_url={upstream.url}", "saas.api_key=k", "saas.model=m"),
-    )
-    command = subprocess.Popen(argv, env=byzer.env(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    eventually(lambda: upstream.requests)
-    command.send_signal(signal.SIGINT)
-    _, said = command.communicate(timeout=10)
+    base = ("--pretrained_model_type", "saas/openai", "--infer_params")
+    params = (f"saas.base_url={upstream.url}", "saas.api_key=k", "saas.model=m")
+    with byzer.background("deploy", "--model", "slow", *base, *params) as command:
+        eventually(lambda: upstream.requests)
+        command.send_signal(signal.SIGINT)
+        _, said = command.communicate(timeout=30)
     assert command.returncode == 130
-    assert b"Traceback" not in said
+    assert "Traceback" not in said
     eventually(upstream.requests[0].cancelled)
     assert byzer.json("list") == []
 
 
 def test_an_interrupted_engine_start_leaves_no_process(fresh_byzer: Byzer, tiny_gguf: Path) -> None:
     byzer = fresh_byzer
+    engine_programs.install(byzer.home, "llama_cpp", engine_programs.SLOW)
     byzer.run("server", "start")
     calm = len(byzer.processes())
-    argv = byzer.argv(
-        *("deploy", "--model", "many", "--pretrained_model_type", "custom/auto", "--infer_backend", "llama_cpp"),
-        *("--model_path", tiny_gguf, "--num_workers", "6", "--infer_params", "n_threads=1"),
-    )
-    command = subprocess.Popen(argv, env=byzer.env(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    eventually(lambda: len(byzer.processes()) > calm + 1)
-    command.send_signal(signal.SIGINT)
-    command.communicate(timeout=10)
-    eventually(lambda: byzer.json("list") == [] and len(byzer.processes()) == calm)
+    with byzer.background(
+        "deploy", "--model", "many", *LLAMA, "--model_path", tiny_gguf, "--num_workers", "6"
+    ) as command:
+        eventually(lambda: len(byzer.processes()) > calm + 1)
+        command.send_signal(signal.SIGINT)
+        command.communicate(timeout=30)
+    eventually(lambda: byzer.json("list") == [] and len(byzer.processes()) == calm, 30)

@@ -10,33 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.fakes import CLOSE, HANG, RESET, FakeUpstream, Reply, black_hole, json_reply, raw_reply, sse_reply
-from tests.gateway import ANSWER, UPSTREAM_MODEL, Client, chat, delta, deploy, detail, post, undeploy, wait_free
+from tests.gateway import ANSWER, UPSTREAM_MODEL, Client, chat, delta, detail, post, wait_free
 from tests.harness import Answer, Byzer, eventually, free_port
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 OK = json_reply(ANSWER)
 FAILED = {"error": {"message": "the vendor's own words", "code": "its_code", "type": "its_type"}}
-
-
-@pytest.fixture(scope="module")
-def server(byzer: Byzer) -> Byzer:
-    byzer.run("server", "start")
-    return byzer
-
-
-@pytest.fixture
-def place(server: Byzer, upstream: FakeUpstream) -> Iterator[Callable[..., str]]:
-    """Deploys ``m`` on ``upstream`` for this test alone; returns its name."""
-    upstream.default = OK
-
-    def deploy_it(spec: dict[str, Any] | None = None, url: str = "", **params: object) -> str:
-        deploy(server, "m", url or upstream, spec, **params)
-        return "m"
-
-    yield deploy_it
-    undeploy(server, "m")
 
 
 def error_of(answer: Answer) -> dict[str, Any]:

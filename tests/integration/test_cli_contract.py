@@ -192,11 +192,14 @@ def test_all_instances_are_json_when_piped_and_a_table_on_a_terminal(
 def test_undeploy_and_scale(byzer: Byzer, server: ScriptedServer) -> None:
     progress = {"event": "progress", "message": "draining"}
     server.answers["DELETE /admin/deployments/m"] = ndjson(progress, {"event": "gone", "message": ""})
-    server.answers["POST /admin/deployments/m/scale"] = ndjson({"event": "ready", "message": ""})
+    server.answers["POST /admin/deployments/m/scale"] = ndjson(
+        {"event": "accepted"}, {"event": "progress", "message": "starting"}, {"event": "ready", "message": ""}
+    )
     done = byzer.run("undeploy", "--model", "m", "--force")
     assert (done.stdout, body(done)) == ("Model m undeployed successfully\n", "m: draining\n")
     assert server.requests[0].path.endswith("?force=1")
-    assert byzer.run("scale", "--model", "m", "--num_workers", "3").stdout == "Model m scaled to 3 workers\n"
+    done = byzer.run("scale", "--model", "m", "--num_workers", "3")
+    assert (done.stdout, body(done)) == ("Model m scaled to 3 workers\n", "m: starting\n")
     assert server.asked("POST")[0].json() == {"num_workers": 3}
 
 

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from scripts import tiny_hf
 from scripts.tiny_gguf import Shape
-from tests.engines import Running, options_of, run_checks
+from tests.engines import START, Running, options_of, run_checks
 from tests.fixtures_models import SAY
 from tests.harness import eventually
 
@@ -104,6 +104,20 @@ def test_the_first_rank_takes_the_others_with_it(options: EngineOptions, tmp_pat
     family[0].kill()
     assert not psutil.wait_procs(family[1:], timeout=30)[1]
     worker.stop(grace=0)
+
+
+def test_a_start_that_fails_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))  # torch keeps it for the next start
+    tiny_hf.write(tmp_path / "model", say=SAY, shape=Shape(hidden=256, heads=4, kv_heads=1))
+    params: dict[str, Any] = {"backend.tp_size": "2"}
+    worker = Running(engine("deepspeed"), options_of("deepspeed", tmp_path / "model", **params), tmp_path)
+    ended = eventually(lambda: worker.runtime.poll(worker.process), START, "the end of the engine")
+    assert ended is not None
+    assert "backend.tp_size=2 does not divide the model's 1 key/value heads" in ended.tail
+    worker.stop(grace=0)
+    assert list((tmp_path / "tmp").iterdir()) == []
 
 
 def test_with_its_kernels_a_model_says_what_it_says_without() -> None:

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import psutil
 import pytest
-from tests.engines import FOLDER, python_of
+from tests.engines import python_of, with_engines
 from tests.harness import Answer, Byzer, eventually
 
 pytestmark = pytest.mark.timeout(600)
@@ -51,11 +51,7 @@ def vad(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def byzer(make_byzer: Callable[..., Byzer]) -> Byzer:
-    python_of("funasr")
-    byzer = make_byzer(OMP_NUM_THREADS="1")
-    byzer.home.mkdir(parents=True, exist_ok=True)
-    (byzer.home / "engines").symlink_to(FOLDER)
-    return byzer
+    return with_engines(make_byzer(OMP_NUM_THREADS="1"), "funasr")
 
 
 @pytest.fixture(scope="module")

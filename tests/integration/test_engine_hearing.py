@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.engines import FOLDER, python_of
+from tests.engines import python_of, with_engines
 from tests.harness import Answer, Byzer, eventually
 
 pytestmark = pytest.mark.timeout(600)
@@ -26,11 +26,7 @@ LONGEST = 2  # seconds that the model hears
 
 @pytest.fixture(scope="module")
 def byzer(make_byzer: Callable[..., Byzer]) -> Byzer:
-    python_of("transformers")
-    byzer = make_byzer(OMP_NUM_THREADS="1")
-    byzer.home.mkdir(parents=True, exist_ok=True)
-    (byzer.home / "engines").symlink_to(FOLDER)
-    return byzer
+    return with_engines(make_byzer(OMP_NUM_THREADS="1"), "transformers")
 
 
 @pytest.fixture(scope="module")

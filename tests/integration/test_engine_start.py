@@ -65,7 +65,7 @@ def test_a_failure_begins_with_its_cause_and_shows_no_traceback(fresh_byzer: Byz
     failed = deploy(fresh_byzer, "broken", tiny_gguf, *LLAMA[2:], code=1)
     said = failed.stderr.partition("byzerllm: error: ")[2]
     assert said.startswith("This llama.cpp does not know the architecture novel")
-    assert "worker 0 ended with exit code 1. Its last log lines:\n" in said
+    assert "Worker 0 ended with exit code 1. Its last log lines:\n" in said
     assert said.splitlines()[-1] == "RuntimeError: cannot load"
     assert len(said.splitlines()) <= 5
     assert "File " not in said

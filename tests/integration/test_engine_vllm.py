@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import subprocess
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ import psutil
 import pytest
 from scripts import tiny_hf
 from scripts.tiny_gguf import Shape
+from tests.engines import with_engines
 from tests.harness import Byzer, eventually
 
 import byzerllm
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.timeout(600)
 
-ENGINES = os.environ.get("BYZERLLM_TEST_ENGINES", "")
 START = 400.0  # seconds; imports alone take half a minute on a slow machine
 LONG = 27_000  # tokens
 WORDS = " alpha beta gamma delta"
@@ -39,11 +38,7 @@ GUIDE += ("--cpus_per_worker", "0.001", "--gpus_per_worker", "0")
 
 @pytest.fixture(scope="module")
 def byzer(make_byzer: Callable[..., Byzer]) -> Byzer:
-    assert ENGINES, "BYZERLLM_TEST_ENGINES names no folder with the engines: run scripts/test"
-    byzer = make_byzer(OMP_NUM_THREADS="1")
-    byzer.home.mkdir(parents=True, exist_ok=True)
-    (byzer.home / "engines").symlink_to(ENGINES)
-    return byzer
+    return with_engines(make_byzer(OMP_NUM_THREADS="1"), "vllm")
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +100,15 @@ def leader(byzer: Byzer, name: str) -> psutil.Process:
 
 def group(process: psutil.Process) -> list[psutil.Process]:
     return [process, *process.children(recursive=True)]
+
+
+def traces(process: psutil.Process) -> set[Path]:
+    """What its group has outside of its memory: shared memory by name, and its folder of sockets and other files."""
+    family = group(process)
+    maps = [Path(found.path) for one in family for found in one.memory_maps()]
+    (tracker,) = [one for one in family if "resource_tracker" in " ".join(one.cmdline())]
+    shared = {path for path in maps if path.parent == Path("/dev/shm") and path.exists()}
+    return shared | {Path(tracker.environ()["TMPDIR"])}
 
 
 def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
@@ -220,18 +224,21 @@ def test_the_worker_answers_only_whom_byzerllm_sent(byzer: Byzer, chat: str) -> 
 
 
 def test_a_killed_server_takes_its_processes_with_it_and_is_started_again(byzer: Byzer, chat: str) -> None:
-    first = group(leader(byzer, chat))
+    first, left = group(leader(byzer, chat)), traces(leader(byzer, chat))
     assert len(first) >= 4  # it, its watcher, the engine and a rank
+    assert len(left) >= 3  # its folder and what the engine shares with the rank
     first[0].kill()
     eventually(lambda: not alive(first), 20, "the end of the group")
+    assert not [path for path in left if path.exists()]
     eventually(lambda: ask(byzer, chat).status == 200, START, "its restart")
     assert leader(byzer, chat) not in first
 
 
-def test_undeploy_leaves_no_process(byzer: Byzer, chat: str) -> None:
-    processes = group(leader(byzer, chat))
+def test_undeploy_leaves_neither_a_process_nor_a_file(byzer: Byzer, chat: str) -> None:
+    processes, left = group(leader(byzer, chat)), traces(leader(byzer, chat))
     byzer.run("undeploy", "--model", chat, timeout=90)
     eventually(lambda: not alive(processes), 20, "the end of the group")
+    assert not [path for path in left if path.exists()]
 
 
 @pytest.mark.parametrize("kind", ["embedding", "reranker"])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
-from tests.fakes import FakeUpstream, json_reply
+from tests.fakes import FakeUpstream
 from tests.gateway import ANSWER, MESSAGES, UPSTREAM_MODEL, Client, chat, deploy, request_bytes
 from tests.harness import Byzer
 
@@ -21,13 +21,6 @@ from byzerllm.gateway.listeners import http_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-
-@pytest.fixture(scope="module")
-def vendor() -> Iterator[FakeUpstream]:
-    with FakeUpstream() as upstream:
-        upstream.default = json_reply(ANSWER)
-        yield upstream
 
 
 @pytest.fixture(scope="module")

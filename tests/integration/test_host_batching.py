@@ -16,7 +16,16 @@ import byzerllm
 ROOT = Path(__file__).parents[2]
 CHECKS, *MORE_CHECKS = (
     ROOT / "tests" / f"torch_{name}.py"
-    for name in ("checks", "failure_checks", "token_checks", "image_checks", "hearing_checks", "sound_checks")
+    for name in (
+        "checks",
+        "failure_checks",
+        "token_checks",
+        "image_checks",
+        "processor_checks",
+        "hearing_checks",
+        "sound_checks",
+        "making_checks",
+    )
 )
 RUN = """
 import runpy, sys

@@ -283,6 +283,8 @@ def test_query_writes_speech(mocked: Byzer, tmp_path: Path) -> None:
 def test_query_writes_an_image(mocked: Byzer, tmp_path: Path) -> None:
     mocked.run("query", "--model", "mock_image", "--query", "hi", "--output_file", tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG\r\n")
+    done = mocked.run("query", "--model", "mock_image", "--query", "hi", "--output_file", tmp_path / "a.jpg")
+    assert body(done) == f"The image is a png.\nWritten to {tmp_path / 'a.jpg'}.\n"
 
 
 def test_query_fetches_an_image_that_is_only_named(server: Byzer, vendor: FakeUpstream, tmp_path: Path) -> None:
@@ -350,9 +352,17 @@ def test_query_refuses_a_file_of_another_kind_before_it_asks(
     assert asked() != before
 
 
-def test_query_says_what_is_missing(mocked: Byzer) -> None:
-    assert "--query is missing" in mocked.run("query", "--model", "mock_chat", code=2).stderr
-    assert "Add --audio FILE" in mocked.run("query", "--model", "mock_transcription", "--query", "x", code=2).stderr
+@pytest.mark.parametrize(
+    ("task", "given", "said"),
+    [
+        ("chat", (), "Give --query TEXT, or --audio FILE to an instance that writes down what it hears."),
+        ("transcription", ("--query", "x"), "Add --audio FILE"),
+        ("chat", ("--audio", "a.wav"), "Add --query TEXT, what mock_chat is to do with the sound."),
+        ("chat", ("--query", "x", "--image", "http://host/a.png"), "--image http://host/a.png: No such file"),
+    ],
+)
+def test_query_says_what_is_missing(mocked: Byzer, task: str, given: tuple[str, ...], said: str) -> None:
+    assert said in mocked.run("query", "--model", f"mock_{task}", *given, code=2).stderr
 
 
 def test_a_mock_ranks(mocked: Byzer) -> None:

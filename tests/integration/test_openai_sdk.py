@@ -41,13 +41,6 @@ VISION: Any = [
 
 
 @pytest.fixture(scope="module")
-def vendor() -> Iterator[FakeUpstream]:
-    with FakeUpstream() as upstream:
-        upstream.default = json_reply(ANSWER)
-        yield upstream
-
-
-@pytest.fixture(scope="module")
 def server(byzer: Byzer, vendor: FakeUpstream) -> Byzer:
     byzer.run("server", "start")
     deploy(byzer, "chat", vendor, {"num_workers": 40}, max_retries=0)  # many: no breaker in the way of the errors

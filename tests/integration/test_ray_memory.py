@@ -10,13 +10,11 @@ from scripts import tiny_gguf as tiny
 from tests import engine_programs
 from tests.harness import eventually
 from tests.integration.test_private import LLAMA, ask, detail
-from tests.ray_cluster import RayCluster
+from tests.ray_cluster import RayByzer, RayCluster
 
 if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
-
-    from tests.ray_cluster import RayByzer
 
 # Of three workers two prefer one node, where there is a place for one of them, and the third a node that is gone.
 PREFERRING = """
@@ -118,6 +116,26 @@ def test_a_worker_goes_to_the_node_that_is_preferred_if_it_has_a_place(ray_clust
     first, second = ray_cluster.program(PREFERRING, ray_cluster.address, str(tmp_path), one, other)
     assert (first[:2], len(first)) == ([one, other], 3)
     assert (second[:2], len(second)) == ([other, one], 3)
+
+
+@pytest.mark.timeout(180)
+def test_beside_a_node_that_does_not_answer_the_others_are_checked(large_gguf: Path, tmp_path: Path) -> None:
+    place = {"CPU": 2, "zephyr": 1}
+    with RayCluster(place, place) as cluster:
+        byzer = RayByzer(tmp_path / "home", **cluster.environ)
+        byzer.run("server", "start", "--ray_address", "auto")
+        raylet = cluster.processes(1)[0]
+        raylet.suspend()
+        try:
+            refused = deploy(byzer, large_gguf, "0", "--num_workers", "2", "--resources", "zephyr=1", code=1)
+            deploy(byzer, large_gguf, "512", "--resources", "zephyr=1")
+        finally:
+            raylet.resume()
+        assert f"but the nodes have room for 1 of them: on {cluster.host(0)} " in refused.stderr
+        assert f"large goes last, and unchecked, to {cluster.host(1)}: no answer" in byzer.log_tail()
+        holders = [actor for actor in cluster.actors() if actor.name.startswith("engine:large.")]
+        assert [actor.node for actor in holders if actor.state == "ALIVE"] == [cluster.host(0)]
+        byzer.stop()
 
 
 @pytest.mark.timeout(180)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 from tests.between import Authority
-from tests.fakes import FakeUpstream, json_reply, sse_reply
+from tests.fakes import FakeUpstream, sse_reply
 from tests.gateway import ANSWER, MESSAGES, UPSTREAM_MODEL, deploy
 from tests.harness import Answer, Byzer, eventually, free_port
 
@@ -58,13 +58,6 @@ class Served:
             made.request(method, path, None if body is None else json.dumps(body), sent)
             answer = made.getresponse()
             return Answer(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
-
-
-@pytest.fixture(scope="module")
-def vendor() -> Iterator[FakeUpstream]:
-    with FakeUpstream() as upstream:
-        upstream.default = json_reply(ANSWER)
-        yield upstream
 
 
 @pytest.fixture(scope="module")

@@ -69,3 +69,10 @@ def test_what_is_no_model_is_named(tmp_path: Path) -> None:
         choice(tmp_path / "gone")
     with pytest.raises(InvalidInput, match=r"neither a \.gguf file nor a model folder"):
         choice(folder(tmp_path / "empty"))
+
+
+def test_a_type_that_nobody_has_is_told_before_a_missing_path() -> None:
+    with pytest.raises(InvalidInput, match="Unknown --pretrained_model_type 'opnai'"):
+        choice("", kind="opnai")
+    with pytest.raises(InvalidInput, match="--model_path is missing"):
+        choice("", kind="bge")

@@ -95,6 +95,7 @@ def test_which_memory_is_meant(folder: Path, gpus: float, params: dict[str, str]
     [
         ("rank.gguf", {}, "is a reranker. Add reranking=true"),
         ("rank.gguf", {"embedding": "true"}, "is a reranker"),
+        ("model.gguf", {"reranking": "true"}, "model.gguf has no head that ranks"),
         ("lora.gguf", {}, "no model but a part of one. Give it as lora_path="),
         ("mmproj.gguf", {}, "Give it as mmproj="),
         ("no-template.gguf", {}, r"has no chat template \(tokenizer.chat_template\)"),

@@ -164,6 +164,7 @@ def test_a_length_that_is_to_be_found_out() -> None:
         ("max_num_seqs", "1.5"),
         ("gpu_memory_utilization", "half"),
         ("gpu_memory_utilization", "-1"),
+        ("gpu_memory_utilization", "1.5"),
         ("enforce_eager", "maybe"),
         ("hf_overrides", '{"a": '),
         ("lora_modules", "[1, "),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 import pytest
 from tests.unit.slots import story
 
-from byzerllm.control.engine_worker import EnginePlan, EngineWorker, wait_ready
+from byzerllm.control.engine_worker import EnginePlan, EngineWorker, newest, wait_ready
 from byzerllm.engines import engine
 from byzerllm.engines.base import EngineOptions, Launch
 from byzerllm.errors import DeploymentFailed, UpstreamTimeout
@@ -80,3 +80,9 @@ async def test_the_end_of_its_process_is_noticed_while_a_try_waits() -> None:
     pool = Silent()
     assert await seconds_until_it_fails(pool, 100, "ended with exit code 1") == pytest.approx(100, abs=1)
     assert (pool.tries, pool.open) == (1, 0)
+
+
+def test_of_figures_that_come_at_once_the_newest_is_told() -> None:
+    said = ["loading", "loading 10%", "loading 20%", "loading 100%", "loading 0/2 parts", "loading 2/2 parts", "ready"]
+    assert newest(said) == ["loading", "loading 100%", "loading 2/2 parts", "ready"]
+    assert newest([]) == []

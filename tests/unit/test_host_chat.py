@@ -258,7 +258,7 @@ def test_a_completion_is_streamed() -> None:
     assert events[-1]["usage"]["completion_tokens"] == 6
 
 
-@pytest.mark.parametrize("prompt", [None, "", [], [[]], 5, ["a", 5], [300], [True, None]])
+@pytest.mark.parametrize("prompt", [None, "", [], [[]], 5, ["a", 5], [300], [True, None], [True], [[1, True]], [-1]])
 def test_a_prompt_of_the_wrong_kind_is_refused(prompt: Any) -> None:
     assert refusal(Speller(), COMPLETION, prompt=prompt)["param"] == "prompt"
 

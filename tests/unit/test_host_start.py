@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from byzerllm.engines.host import main
@@ -25,3 +27,9 @@ def test_a_package_that_is_left_out_where_no_build_works_is_named_with_the_comma
 def test_another_package_is_named_too() -> None:
     cause = main.cause_of(ModuleNotFoundError("No module named 'mistral_common'"), {"model_path": "/m"})
     assert cause == "a package is missing in the engine's environment: No module named 'mistral_common'"
+
+
+def test_a_package_is_installed_into_the_engines_environment() -> None:
+    said = "Package `num2words` is required to run SmolVLM processor. Install it with `pip install num2words`."
+    cause = main.cause_of(ImportError(said), {"model_path": "/m"})
+    assert cause.endswith(f"Install it with `{sys.executable} -m pip install num2words`.")

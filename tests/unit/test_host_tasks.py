@@ -22,11 +22,15 @@ WORDS = [{"word": "a", "start": 0.25, "end": 1.5}]
 
 
 class Embedder:
+    context, characters = 20, 100
+
     async def embed(self, texts: list[str] | list[list[int]], dimensions: int | None) -> Vectors:
         return Vectors([[float(len(text)), 0.5][:dimensions] for text in texts], sum(map(len, texts)))
 
 
 class Reranker:
+    context, characters = 20, 100
+
     async def score(self, pairs: list[tuple[str, str]]) -> Scores:
         return Scores([len(second) / 10 - len(first) for first, second in pairs], 7)
 
@@ -89,7 +93,9 @@ def test_embeddings_can_be_base64_and_shorter() -> None:
     assert struct.unpack("<1f", base64.b64decode(data[0]["embedding"])) == (3.0,)
 
 
-@pytest.mark.parametrize("value", [None, "", [], [""], [1, "a"], {"a": 1}, [[]], ["a", ["b"]]])
+@pytest.mark.parametrize(
+    "value", [None, "", [], [""], [1, "a"], {"a": 1}, [[]], ["a", ["b"]], [True], [[1, False]], [[1], "a"]]
+)
 def test_an_input_of_the_wrong_kind_is_refused(value: Any) -> None:
     reply = Host(Embedder(), "embedding").post("/v1/embeddings", {"input": value})
     assert reply.status == 400
@@ -215,7 +221,16 @@ def test_images_are_base64() -> None:
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"size": "64"}, {"size": "63x64"}, {"size": "9999x64"}, {"response_format": "url"}, {"n": 11}]
+    "fields",
+    [
+        {},
+        {"size": "64"},
+        {"size": "63x64"},
+        {"size": "9999x64"},
+        {"response_format": "url"},
+        {"n": 11},
+        {"num_inference_steps": 1000},
+    ],
 )
 def test_a_wrong_image_is_refused(fields: dict[str, Any]) -> None:
     body = {"prompt": "p", **fields} if fields else {}

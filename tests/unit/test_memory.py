@@ -296,6 +296,46 @@ def test_a_node_is_preferred_only_for_workers_that_fit_on_its_gpus() -> None:
     assert world.preferred == {"m": ["b", "b"]}
 
 
+# A node of a cluster that does not answer
+
+
+def silent(name: str, places: int = 100, own: int = 0) -> Site:
+    return Site(None, places, own, None, name, f"host of {name}")
+
+
+def test_a_node_that_does_not_tell_gets_what_has_no_room_elsewhere() -> None:
+    check, world = checking(silent("s"), node("a", 12), silent("t"), node("b", 21), loading={"m"})
+    assert look(check, "m", 3) == ""
+    assert world.preferred["m"] == ["a", "b", "b"]
+    assert look(check, "n", 3) == "", "a and b have no room any more"
+    assert world.preferred["n"] == ["s", "s", "t"]
+    assert look(check, "o", 2) == "", "nothing is known of s and t, so nothing was promised there"
+
+
+def test_beside_a_node_that_does_not_tell_the_others_are_checked() -> None:
+    assert told(node("a", 21), silent("s", places=1), workers=3) == ""
+    assert told(node("a", 21), silent("s", places=1), workers=4) == (
+        "m needs 10.0 GiB of memory for each of 4 workers (8.0 GiB of weights and 2.0 GiB for the context), but the "
+        "nodes have room for 3 of them: on host of a 21.0 GiB of 32.0 GiB are free."
+    )
+    assert told(silent("s", places=1), node("a", 0)) == ""
+    assert "on host of a: 0.0 MiB of 32.0 GiB" in told(silent("s", places=0), node("a", 0))
+    assert told(silent("s", places=1), workers=5) == "", "the others wait for a place"
+
+
+def test_a_node_that_does_not_tell_can_take_the_first_new_worker_of_an_older_instance() -> None:
+    check, world = checking(silent("s", own=1), node("a", 9, own=1))
+    assert look(check, "m", 2, old=MODEL) == ""
+    assert world.preferred["m"] == ["s", "a"]
+
+
+def test_gpus_of_which_nothing_is_told_do_not_hide_those_that_are_too_small() -> None:
+    one = Memory(14 * GIB, 2 * GIB, on_gpu=True)
+    nodes = node("a", 64, gpus=[24, 4]), silent("s", places=1)
+    assert told(*nodes, workers=2, memory=one, gpus=1) == ""
+    assert "but the nodes have room for 2 of them: on host of a 24.0 GiB" in told(*nodes, workers=3, memory=one, gpus=1)
+
+
 # GPUs
 
 GPUS = [["0", "GPU-a", "1024", "24576"], ["1", "GPU-b", "20480", "24576"], ["2", "GPU-c", "[N/A]", "[N/A]"]]

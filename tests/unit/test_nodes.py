@@ -63,6 +63,8 @@ def test_where_nothing_has_a_place_it_is_told_what_there_will_be_once_all_have_l
     site = only.site(ROOM, DEVICES, on_gpu=True)
     assert (site.room, site.node, site.host) == (Room(64, 64), "", "host of a")
     assert site.gpus == (Room(24, 24),) * 3
+    silent = only.site(None, (), on_gpu=True)
+    assert (silent.room, silent.gpus, silent.places) == (None, None, 3)
     assert openings(spec(gpus_per_worker=4), nodes, []) == [], "it can never be"
 
 

@@ -21,9 +21,9 @@ def test_memory_is_measured_on_the_nodes_that_have_a_place() -> None:
         spec = DeploymentSpec(name="m", gpus_per_worker=1)
         world.cluster.answers = {"n1": (ROOM, [GPU]), "n2": (ROOM, []), "n3": (Room(5, 64), [GPU])}
         sites = await world.runtime.memory(spec, on_gpu=True)
-        assert [(site.node, site.room.free, site.gpus) for site in sites] == [
-            ("n1", 40, (GPU.room,)),
-            ("n3", 5, (GPU.room,)),
+        assert [(site.node, site.room, site.gpus) for site in sites] == [
+            ("n1", ROOM, (GPU.room,)),
+            ("n3", Room(5, 64), (GPU.room,)),
         ]
         assert world.cluster.ran == [("byzerllm.runtime.memory:measure", True)]
         world.cluster.all_nodes = []
@@ -32,12 +32,15 @@ def test_memory_is_measured_on_the_nodes_that_have_a_place() -> None:
     run(work)
 
 
-def test_where_one_node_does_not_tell_nothing_is_known(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_node_that_does_not_tell_is_unknown_and_the_others_are_not(caplog: pytest.LogCaptureFixture) -> None:
     async def work() -> None:
         world = World(NODE, replace(NODE, id="n2", host="10.0.0.9"))
-        world.cluster.answers = {"n1": (ROOM, [])}
-        assert await world.runtime.memory(DeploymentSpec(name="m"), on_gpu=False) == []
-        assert "m is not checked for memory: 10.0.0.9 did not tell what is free" in caplog.text
+        world.cluster.answers = {"n1": (ROOM, [GPU])}
+        told, silent = await world.runtime.memory(DeploymentSpec(name="m", gpus_per_worker=1), on_gpu=True)
+        assert (told.node, told.room, told.gpus) == ("n1", ROOM, (GPU.room,))
+        assert (silent.node, silent.room, silent.gpus, silent.host) == ("n2", None, None, "10.0.0.9")
+        assert silent.places == told.places
+        assert "m goes last, and unchecked, to 10.0.0.9: no answer on free memory" in caplog.text
 
     run(work)
 

@@ -93,6 +93,7 @@ def test_good_specs_pass() -> None:
         (saas(organisation="o"), "saas.organisation", "Unknown parameter"),
         (private(backend="lama_cpp"), "infer_backend", "lama_cpp"),
         (private(n_ctxx="1"), "n_ctxx", "Unknown llama_cpp parameter"),
+        (private(**{"saas.model": "x"}), "saas.model", "saas.model is for a vendor's API"),
         (private(idle_timeout="0"), "idle_timeout", "idle_timeout=0 must be at least 0.001"),
         (private(total_timeout="long"), "total_timeout", "must be a number"),
     ],

@@ -39,6 +39,7 @@ FLAGS = (
 _AUDIO = (".mp3", ".wav")
 _SOUND_FORMATS = (".mp3", ".wav", ".opus", ".aac", ".flac", ".pcm")
 _IMAGE_TYPES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".gif": "gif", ".webp": "webp"}
+_IMAGE_STARTS = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"GIF8": "gif", b"RIFF": "webp"}
 _ENDINGS: dict[str, tuple[str, ...]] = {
     "text": (".txt", ".md", ".json"),
     "sound": (*_SOUND_FORMATS, ".ogg"),
@@ -59,7 +60,11 @@ _CHAT_SOUNDS = {".wav": "wav", ".mp3": "mp3"}
 
 def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> int:
     if not (arguments.query or arguments.audio):
-        raise InvalidInput("--query is missing.", hint="Give --query, or 'query: ...' in the --file.", param="query")
+        raise InvalidInput(
+            "--query is missing.",
+            hint="Give --query TEXT, or --audio FILE to an instance that writes down what it hears.",
+            param="query",
+        )
     target = _output_file(arguments.output_file)
     if arguments.template != "auto":
         console.note("--template has no effect: the model's own template is used.")
@@ -67,8 +72,12 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     client.get("/admin/server")  # only our own server takes the token; /v1 would answer anyone, and be paid for it
     model = client.get(f"/v1/models/{quote(arguments.model, safe='')}")
     task = str(model.get("task"))
-    if arguments.audio and not arguments.query:
-        task = "transcription"
+    if arguments.audio and not arguments.query and task != "transcription":
+        raise InvalidInput(
+            "--query is missing.",
+            hint=f"Add --query TEXT, what {arguments.model} is to do with the sound.",
+            param="query",
+        )
     _check_ending(target, arguments.model, task)
     for flag, tasks in _MEANT_FOR.items():
         if getattr(arguments, flag) and task not in tasks:
@@ -76,6 +85,8 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
     answer = _ask(client, arguments, console, task, target)
     if target is not None:
         _write(target, answer)
+        if task == "image" and isinstance(answer, bytes):
+            _tell_other_kind(target, answer, console)
         console.note(f"Written to {target}.")
     return 0
 
@@ -185,11 +196,11 @@ def _encoded(flag: str, name: str, kinds: dict[str, str]) -> tuple[str, str]:
     path = Path(name).expanduser()
     kind = kinds.get(path.suffix.lower())
     if kind is None:
-        raise InvalidInput(f"--{flag} {path}: its name must end with {', '.join(kinds)}.", param=flag)
+        raise InvalidInput(f"--{flag} {name}: its name must end with {', '.join(kinds)}.", param=flag)
     try:
         return kind, base64.b64encode(path.read_bytes()).decode()
     except OSError as error:
-        raise InvalidInput(f"--{flag} {path}: {error.strerror}.", param=flag) from None
+        raise InvalidInput(f"--{flag} {name}: {error.strerror}.", param=flag) from None
 
 
 def _embed(client: AdminClient, arguments: argparse.Namespace, console: Console, *, whole: bool) -> str:
@@ -260,6 +271,13 @@ def _write(path: Path, answer: str | bytes) -> None:
             path.write_text(answer, "utf-8")
     except OSError as error:
         raise InvalidInput(f"--output_file {path}: {error.strerror}.", param="output_file") from None
+
+
+def _tell_other_kind(path: Path, image: bytes, console: Console) -> None:
+    """An image is kept as it came: say what it is where the file's name says something else."""
+    kind = next((kind for start, kind in _IMAGE_STARTS.items() if image.startswith(start)), None)
+    if kind is not None and kind != _IMAGE_TYPES.get(path.suffix.lower(), kind):
+        console.note(f"The image is a {kind}.")
 
 
 def _audio(text: str) -> bytes:

@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
         f"/admin/deployments/{quote(name, safe='')}/scale",
         {"num_workers": count},
         final=("ready", "unchanged"),
-        notify=lambda event: console.progress(f"{name}: {event.get('message', event['event'])}"),
+        notify=lambda event: console.progress(f"{name}: {event['message']}") if "message" in event else None,
         lost_hint=f"Run byzerllm stat --model {name} to see what became of it.",
     )
     console.data(f"Model {name} scaled to {count} {'worker' if count == 1 else 'workers'}")

@@ -31,7 +31,7 @@ def failure(worker: str, engine: Engine, ended: Exit) -> DeploymentFailed:
     """
     log = ended.tail
     cause = (_memory(ended) or engine.cause(log) or "").rstrip(". ")
-    lines = [line for line in without_tracebacks(log) if not cause or cause not in line]
+    lines = [line for line in without_tracebacks(log) if not cause or not (cause in line or engine.phase(line))]
     shown = [_cut(line) for line in lines[-(_WITH_CAUSE if cause else _WITHOUT_CAUSE) :]]
     said = (
         "Its last log lines:\n" + "\n".join(shown)

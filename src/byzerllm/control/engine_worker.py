@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from byzerllm.control.ending import failure
@@ -25,6 +27,7 @@ from byzerllm.wire.openai import parse_error
 _READY_FIRST, _READY_LONGEST = 0.02, 0.5  # seconds between two tries of the readiness request
 _WATCH = 0.5  # seconds between two looks at the process while a try waits for its answer
 _ANSWER_LIMIT = 64 * 1024
+_FIGURES = re.compile(r"\d+")
 _FOLLOWED_LINES = 100  # of what a worker has said before we begin to listen
 
 
@@ -112,11 +115,16 @@ async def _listen(worker: EngineWorker, runtime: Runtime, tell: Callable[[str], 
             text = (rest + part).rpartition(START_LINE)[2]  # not of the start before
             lines = text.replace(b"\r", b"\n").split(b"\n")  # a progress bar begins its line anew
             rest = lines[-1][-_ANSWER_LIMIT:]
-            for line in lines:
-                doing = worker.plan.engine.phase(line.decode("utf-8", "replace"))
-                if doing and doing != worker.doing:
+            phases = [worker.plan.engine.phase(line.decode("utf-8", "replace")) for line in lines]
+            for doing in newest(filter(None, phases)):
+                if doing != worker.doing:
                     worker.doing = doing
                     tell(doing)
+
+
+def newest(phases: Iterable[str]) -> list[str]:
+    """Of phases that come at once, and of which one differs from the next by its figures only, the last."""
+    return [list(alike)[-1] for _, alike in groupby(phases, key=_FIGURES.split)]
 
 
 async def _until_it_answers(worker: EngineWorker, start: Launch, runtime: Runtime, pool: Pool) -> None:
@@ -129,7 +137,7 @@ async def _until_it_answers(worker: EngineWorker, start: Launch, runtime: Runtim
         await asyncio.sleep(pause)
         pause = min(pause * 1.5, _READY_LONGEST)
     doing = f", it was {worker.doing}" if worker.doing else ""
-    raise DeploymentFailed(f"worker {worker.index} was not ready within {start.ready_timeout:g} s{doing}.")
+    raise DeploymentFailed(f"Worker {worker.index} was not ready within {start.ready_timeout:g} s{doing}.")
 
 
 async def _while_it_runs(worker: EngineWorker, runtime: Runtime, trying: Coroutine[Any, Any, bool]) -> bool:
@@ -172,7 +180,7 @@ async def _answers(worker: EngineWorker, start: Launch, pool: Pool, limit: float
     if status == 503:  # it listens and loads
         return False
     refused = parse_error(status, {}, body)
-    raise DeploymentFailed(f"worker {worker.index} refused its first request with {status}: {refused.message}")
+    raise DeploymentFailed(f"Worker {worker.index} refused its first request with {status}: {refused.message}")
 
 
 def ended_error(worker: EngineWorker, runtime: Runtime) -> DeploymentFailed | None:
@@ -182,8 +190,8 @@ def ended_error(worker: EngineWorker, runtime: Runtime) -> DeploymentFailed | No
     if ended is None:
         return None
     if ended.lost:
-        return DeploymentFailed(f"worker {worker.index} was lost: {ended.lost}.")
-    return failure(f"worker {worker.index}", worker.plan.engine, ended)
+        return DeploymentFailed(f"Worker {worker.index} was lost: {ended.lost}.")
+    return failure(f"Worker {worker.index}", worker.plan.engine, ended)
 
 
 async def probe(worker: EngineWorker, pool: Pool, timeout: float) -> bool:

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from byzerllm.errors import CapacityExceeded
+from byzerllm.runtime.base import Room
 
 if TYPE_CHECKING:
     from byzerllm.engines.base import Memory
-    from byzerllm.runtime.base import Room, Runtime, Site
+    from byzerllm.runtime.base import Runtime, Site
     from byzerllm.spec import DeploymentSpec
 
 TOLERANCE = 1.05  # what is free is measured, what is needed is computed: neither is exact
@@ -27,15 +28,19 @@ _GIB = 1024**3
 @dataclass(frozen=True)
 class Spot:
     """What one machine has for new workers: ``places`` of them in its ``room``, and in the ``leaving`` bytes that older
-    workers give back. On a cluster it has an address, ``host``."""
+    workers give back. On a cluster it has an address, ``host``. Where the memory is not ``known``, whatever has a place
+    may fit, and goes there last."""
 
     room: Room
     places: int
     leaving: int = 0
     host: str = ""
+    known: bool = True
 
     def left(self, taken: int) -> float:
         """Bytes that are free when so many are taken; below zero they do not fit."""
+        if not self.known:
+            return 0.0
         return self.room.free * TOLERANCE + self.leaving - taken
 
 
@@ -85,11 +90,12 @@ class MemoryCheck:
         places = site.places
         if memory.on_gpu and site.gpus is not None:
             places = min(places, len(_fitting(memory, worst_gpus(site.gpus, spec.gpus_per_worker))))
+        leaving = 0 if old is None else held(old, site.own)
+        places = max(0, places - site.own) if old is None else places
+        if site.room is None:
+            return Spot(Room(0, 0), places, leaving, site.host, known=False)
         free = min([site.room.free, *(left[site.node] for left in self._left.values() if site.node in left)])
-        room = site.room.with_free(max(0, free))
-        if old is None:
-            return Spot(room, max(0, places - site.own), 0, site.host)
-        return Spot(room, places, held(old, site.own), site.host)
+        return Spot(site.room.with_free(max(0, free)), places, leaving, site.host)
 
 
 def needed(memory: Memory, workers: int) -> int:
@@ -114,15 +120,15 @@ def divide(memory: Memory, workers: int, spots: Sequence[Spot], first: Sequence[
     has divided; not all of them if there are too few places or too little memory."""
     counts = list(first) or [0] * len(spots)
 
-    def with_one_more(number: int) -> tuple[float, int]:
-        return -spots[number].left(needed(memory, counts[number] + 1)), number
+    def with_one_more(number: int) -> tuple[float, int, int]:
+        return -spots[number].left(needed(memory, counts[number] + 1)), counts[number], number
 
     heap = [with_one_more(number) for number, spot in enumerate(spots) if counts[number] < spot.places]
     heapq.heapify(heap)
     for _ in range(workers - sum(first)):
         if not heap or heap[0][0] > 0:
             break
-        _, number = heapq.heappop(heap)
+        *_, number = heapq.heappop(heap)
         counts[number] += 1
         if counts[number] < spots[number].places:
             heapq.heappush(heap, with_one_more(number))
@@ -134,7 +140,7 @@ def shortage(name: str, memory: Memory, workers: int, spots: Sequence[Spot], cou
     workers, fitting = min(workers, sum(spot.places for spot in spots)), sum(counts)
     if fitting >= workers:
         return ""
-    best = max((spot for spot in spots if spot.places), key=lambda spot: spot.left(0))
+    best = max((spot for spot in spots if spot.places and spot.known), key=lambda spot: spot.left(0))
     if memory.on_gpu:
         parts = f"{_size(memory.host)} of weights until they are on its GPUs"
     else:
@@ -149,21 +155,24 @@ def shortage(name: str, memory: Memory, workers: int, spots: Sequence[Spot], cou
 def gpu_shortage(spec: DeploymentSpec, memory: Memory, sites: Sequence[Site]) -> str:
     """Why the workers of ``spec``, with those that run, do not fit on GPUs; empty if they do, or if it is not known."""
     found: list[Spot] = []
+    unknown = 0
     for site in sites:
         if site.gpus is None:
-            return ""
-        rooms = worst_gpus(site.gpus, spec.gpus_per_worker)[: site.places]
-        found += [Spot(room, 1, 0, site.host) for room in rooms]
-    found = sorted(found, key=lambda spot: -spot.room.free)[: spec.num_workers]
-    fitting = len(_fitting(memory, [spot.room for spot in found]))
-    if fitting == len(found):
+            unknown += site.places
+        else:
+            rooms = worst_gpus(site.gpus, spec.gpus_per_worker)[: site.places]
+            found += [Spot(room, 1, 0, site.host) for room in rooms]
+    workers = min(spec.num_workers, len(found) + unknown)
+    found = sorted(found, key=lambda spot: -spot.room.free)[:workers]
+    fitting = len(_fitting(memory, [spot.room for spot in found])) + unknown
+    if fitting >= workers:
         return ""
     where = "of each GPU's memory" if memory.shares > 1 else "of a GPU's memory"
     need = f"{spec.name} needs {_size(_of_gpu(memory))} {where}"
     parts = f"{_size(memory.weights)} of weights and {_size(memory.cache)} for the context"
     parts += f", shared by {memory.shares} GPUs" if memory.shares > 1 else ""
     if found[0].host:
-        return _of_cluster(need, parts, len(found), fitting, found[0])
+        return _of_cluster(need, parts, workers, fitting, found[0])
     return f"{need} ({parts}), but {_free(found[-1])}."
 
 
@@ -212,13 +221,14 @@ def _left(memory: Memory, sites: Iterable[Site], spots: Iterable[Spot], counts: 
     return {
         site.node: spot.room.free - max(needed(memory, count) - spot.leaving, needed(memory, 1))
         for site, spot, count in zip(sites, spots, counts, strict=True)
-        if count and site.node and needed(memory, 1)
+        if count and site.node and spot.known and needed(memory, 1)
     }
 
 
 def _restricts(left: dict[str, int], sites: Iterable[Site]) -> bool:
     """Whether an instance that leaves so much will take of what is free now."""
-    return any(left.get(site.node, site.room.free) < site.room.free for site in sites)
+    rooms = {site.node: site.room for site in sites if site.room is not None}
+    return any(node in rooms and free < rooms[node].free for node, free in left.items())
 
 
 def _too_early(why: str, spots: Iterable[Spot]) -> str:

@@ -89,12 +89,23 @@ def engine_plan(
     """
     found = engine(spec.infer_backend)
     refuse_other(spec)
+    _refuse_vendors_params(spec)
     params = {k: resolve(k, v, environ) for k, v in spec.infer_params.items()}
     own = {k: v for k, v in params.items() if k not in _TIMEOUTS}
     ours = {k: v for k, v in params.items() if k in _TIMEOUTS}
     given = {k.removesuffix("_timeout"): parse_float(k, v, 0.001) for k, v in ours.items()}
     options = found.parse(msgspec.structs.replace(spec, infer_params=own))
     return EnginePlan(found, dataclasses.replace(options, python=python(found.name)), Timeouts(**given), spec.name)
+
+
+def _refuse_vendors_params(spec: DeploymentSpec) -> None:
+    for name in spec.infer_params:
+        if name.startswith("saas."):
+            raise InvalidInput(
+                f"{name} is for a vendor's API, and {spec.pretrained_model_type} runs weights of your own.",
+                hint="Leave it out, or use a --pretrained_model_type that begins with saas/.",
+                param=name,
+            )
 
 
 def restarts(before: DeploymentSpec, spec: DeploymentSpec) -> bool:

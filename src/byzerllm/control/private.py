@@ -252,7 +252,7 @@ class PrivateDeployment:
             worker = self._workers.get(name.removeprefix("start "))
             if worker is not None and worker.phase is Phase.STARTING:
                 self._went_down(
-                    worker, InternalError(f"worker {worker.index} could not be started: {task.exception()}.")
+                    worker, InternalError(f"Worker {worker.index} could not be started: {task.exception()}.")
                 )
 
     # -- the steps -----------------------------------------------------------------------------------------------
@@ -331,7 +331,7 @@ class PrivateDeployment:
         worker.seen_progress = progress
         if worker.missed_probes >= _PROBES_TO_BE_HUNG and worker.phase is Phase.READY:
             await self._kill(worker)
-            self._went_down(worker, DeploymentFailed(f"worker {worker.index} hung: it answered no probe."))
+            self._went_down(worker, DeploymentFailed(f"Worker {worker.index} hung: it answered no probe."))
 
     async def _kill(self, worker: EngineWorker) -> None:
         if worker.process is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from byzerllm.engines import funasr_folder, hf_folder
+from byzerllm.engines import funasr_folder, hf_folder, llama_cpp, transformers
 from byzerllm.engines.hf_folder import Kind
 from byzerllm.errors import InvalidInput
 
@@ -44,8 +44,10 @@ def choose(spec: DeploymentSpec) -> Choice:
     """The engine for a private instance; looks at the disk.
 
     Raises:
-        InvalidInput: there is no model at ``model_path``, or the engine that would run it downloads none.
+        InvalidInput: there is no such type, no model at ``model_path``, or the engine that would run it downloads none.
     """
+    if spec.kind not in OWN_ENGINE and spec.kind not in llama_cpp.KINDS:
+        transformers.kind_of_type(spec)
     if not spec.model_path:
         raise InvalidInput(
             f"--model_path is missing: {spec.pretrained_model_type} runs weights of your own.",

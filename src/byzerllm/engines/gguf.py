@@ -26,6 +26,7 @@ POOLING_RANK = 4
 
 _STRING, _ARRAY = 8, 9
 _WORDS = "tokenizer.ggml.tokens"
+_HEAD = "cls"  # its tensors are cls.weight, cls.output.weight ...
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 # Far above any real model: a larger count means that the file is damaged.
 _MAX_ENTRIES = 1 << 20
@@ -96,7 +97,7 @@ class Header:
 
     ``kind`` is model, adapter or mmproj. ``context_length`` is the number of tokens that the model was trained for;
     ``pooling_type`` is the number by which embedding models say how they pool; both are None where the file does not
-    tell, and so is ``cache``. ``has_template``: it says how a chat becomes a prompt.
+    tell, and so is ``cache``. ``has_template``: it says how a chat becomes a prompt; ``ranks``: with a head for scores.
     """
 
     architecture: str
@@ -109,6 +110,7 @@ class Header:
     layers: int = 0
     cache: Cache | None = None
     has_template: bool = False
+    ranks: bool = False
 
 
 def model_file(path: str) -> Path:
@@ -156,7 +158,8 @@ def check_model(path: str) -> Header:
         if not part.is_file():
             raise _bad(f"The model's part {part} is missing.", "Download all parts into one folder.")
         more = _check_whole(part)
-        header = replace(header, size=header.size + more.size, needed=header.needed + more.needed)
+        size, needed = header.size + more.size, header.needed + more.needed
+        header = replace(header, size=size, needed=needed, ranks=header.ranks or more.ranks)
     return header
 
 
@@ -218,7 +221,8 @@ class _Reader:
             value = self._value(self._number("I"))
             if value is not None:
                 facts[name] = value
-        end = max((self._tensor_end() for _ in range(tensors)), default=0)
+        named = dict(self._tensor() for _ in range(tensors))
+        end = max(named.values(), default=0)
         alignment = _whole(facts.get("general.alignment")) or 32
         data = -(-self._file.tell() // alignment) * alignment
         architecture = str(facts.get("general.architecture", ""))
@@ -233,6 +237,7 @@ class _Reader:
             layers=_whole(facts.get(f"{architecture}.block_count")) or 0,
             cache=_cache(facts, architecture),
             has_template="tokenizer.chat_template" in facts,
+            ranks=any(name.startswith(_HEAD) for name in named),
         )
 
     def words(self) -> list[bytes]:
@@ -309,15 +314,15 @@ class _Reader:
             raise self._damaged()
         return None
 
-    def _tensor_end(self) -> int:
-        """Where a tensor ends, in bytes from the start of the tensors."""
-        self._string()
+    def _tensor(self) -> tuple[str, int]:
+        """A tensor's name, and where it ends, in bytes from the start of the tensors."""
+        name = self._string()
         dimensions = int(self._number("I"))
         if dimensions > _MAX_DIMENSIONS:
             raise self._damaged()
         elements = math.prod(int(self._number("Q")) for _ in range(dimensions))
         block, width = BLOCKS.get(int(self._number("I")), (1, 0))
-        return int(self._number("Q")) + -(-elements // block) * width
+        return name, int(self._number("Q")) + -(-elements // block) * width
 
     def _damaged(self) -> InvalidInput:
         return _bad(f"{self._path} is damaged: its header makes no sense.", "Download it again.")

@@ -32,6 +32,8 @@ from byzerllm.errors import Conflict, EngineMissing, InvalidInput, NotFound
 Tell = Callable[[str], None]
 
 _LAST_LINES = 8
+_LONGEST_HALF = 130  # characters
+_PIP_ERROR = "ERROR: "
 _TRIAL = "byzerllm.engines.host.modules"
 _OWN_SOURCE = ("extra-index-url", "find-links", "no-index")  # pip's settings that say where to look beyond its index
 
@@ -212,10 +214,17 @@ class _Runs:
                 process.kill()
                 raise
         if process.returncode:
+            errors = [line.removeprefix(_PIP_ERROR) for line in lines if line.startswith(_PIP_ERROR)]
+            said = ":\n" + "\n".join(map(_shortened, errors)) if errors else ". Its last lines:\n" + "\n".join(lines)
             raise EngineMissing(
-                f"The installation of {self.engine} failed. Its last lines:\n" + "\n".join(lines),
+                f"The installation of {self.engine} failed{said}",
                 hint=f"{hint + '. ' if hint else ''}The whole output is in {self.log}.",
             )
+
+
+def _shortened(line: str) -> str:
+    """Without the middle of a long line: pip lists all versions that there are, the newest last."""
+    return line if len(line) <= 2 * _LONGEST_HALF else f"{line[:_LONGEST_HALF]} ... {line[-_LONGEST_HALF:]}"
 
 
 def _works(found: Environment, chosen: Recipe) -> bool:

@@ -242,6 +242,12 @@ def _check_use(options: EngineOptions, header: gguf.Header) -> None:
         )
     if header.pooling_type == gguf.POOLING_RANK and wanted is not Task.RERANK:
         raise InvalidInput(f"{path} is a reranker.", hint="Add reranking=true.", param="reranking")
+    if wanted is Task.RERANK and not header.ranks:
+        raise InvalidInput(
+            f"{path} has no head that ranks (cls.weight or cls.output.weight).",
+            hint="Take a reranker's file, or leave reranking out.",
+            param="reranking",
+        )
     if header.pooling_type and wanted not in (Task.EMBEDDING, Task.RERANK):
         raise InvalidInput(f"{path} is an embedding model.", hint="Add embedding=true.", param="embedding")
     if wanted is Task.CHAT and not header.has_template and "chat_template" not in options.values:

@@ -120,8 +120,11 @@ RECIPES: Mapping[str, Recipe] = {
         modules=("torch", "transformers", "accelerate"),
         before=("torch",),
         beside=("sentence-transformers", "bitsandbytes", "diffusers", *_HOST),
-        # Its builds for CUDA cannot be imported with a torch for CPUs, and not every index has others.
-        extras={"torchvision": "chat with models whose processor reads videos too, such as Qwen-VL"},
+        # torchvision's builds for CUDA cannot be imported with a torch for CPUs, and not every index has others.
+        extras={
+            "torchvision": "chat with some of the models that see, such as Mistral 3 and Llama 4",
+            "num2words": "chat with SmolVLM 2",
+        },
     ),
     "vllm": Recipe(main="vllm", modules=("vllm",), picks_torch=True, systems=("linux",)),
 }

@@ -209,15 +209,26 @@ _SAID = {
 _SIZE_SAID = "whole number, also 32k (32000) or 32K (32768)"
 
 
+_SHARE_SAID = "number from 0 to 1"
+
+
+def _share(param: str, text: str) -> float:
+    value = parse_float(param, text, 0)
+    if value > 1:
+        raise InvalidInput(f"{param}={text} must be at most 1.", param=param)
+    return value
+
+
 def _main(name: str, default: str, meaning: str, said: str = "") -> tuple[str, Parameter]:
-    return name, Parameter(parameters.Form(said or _SAID[FORMS[name]], _read), default, meaning)
+    read = _share if said == _SHARE_SAID else _read
+    return name, Parameter(parameters.Form(said or _SAID[FORMS[name]], read), default, meaning)
 
 
 # What users set most. A default that could be typed is that of vLLM's own parser; a test compares them.
 MAIN: Mapping[str, Parameter] = dict((
     # those of the deployment guide
     _main("gpu_memory_utilization", "0.9 of the GPU, or of the part of it that the worker has (vLLM: `0.92`)",
-          "the part of a GPU's memory that weights and KV cache may have together", "number from 0 to 1"),
+          "the part of a GPU's memory that weights and KV cache may have together", _SHARE_SAID),
     _main("max_model_len", "the model's own context",
           "the most tokens that a prompt and its answer may have together; `auto`: as many as there is memory for",
           _SIZE_SAID),

@@ -117,13 +117,14 @@ class Room(msgspec.Struct, frozen=True):
 class Site(msgspec.Struct, frozen=True):
     """A machine that can take workers of an instance, and the memory that these find there.
 
-    ``places`` is how many its CPUs, GPUs and the like are enough for, ``own`` of them run there already. ``gpus`` is
-    the memory of each GPU that they may get, where what the instance itself holds counts as free: it stays there or
-    leaves; None where the driver does not tell. ``node`` is its id; empty where no worker can be placed yet, and its
-    memory is what it will be once all others have left. A machine of a cluster has an address, ``host``.
+    ``room`` is None where the machine did not tell. ``places`` is how many its CPUs, GPUs and the like are enough for,
+    ``own`` of them run there already. ``gpus`` is the memory of each GPU that they may get, where what the instance
+    itself holds counts as free: it stays there or leaves; None where the driver does not tell. ``node`` is its id;
+    empty where no worker can be placed yet, and its memory is what it will be once all others have left. A machine of a
+    cluster has an address, ``host``.
     """
 
-    room: Room
+    room: Room | None
     places: int
     own: int = 0
     gpus: tuple[Room, ...] | None = ()
@@ -150,10 +151,7 @@ class Runtime(Protocol):
         ...
 
     async def memory(self, spec: DeploymentSpec, *, on_gpu: bool) -> list[Site]:
-        """The machines that can take workers of ``spec``, with the GPUs' memory where it is for them (``on_gpu``).
-
-        None of them where that cannot be told from here.
-        """
+        """The machines that can take workers of ``spec``, with the GPUs' memory where it is for them (``on_gpu``)."""
         ...
 
     def prefer(self, instance: str, nodes: Sequence[str]) -> None:

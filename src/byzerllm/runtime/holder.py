@@ -25,9 +25,17 @@ if TYPE_CHECKING:
 POLL_SECONDS = 0.1
 GUARDIAN_SECONDS = 10.0  # for a shell to go to the background
 
-# Kills the engine with all its children when the holder is gone, however that came about: its end closes the pipe. A
-# line dismisses it. It goes to the background, since Ray kills the direct children of an actor that it kills.
-_GUARDIAN = 'exec 3<&0; { read -r line <&3 || kill -9 "-$1"; } & exec 3<&-'
+# Kills the engine when the holder is gone, however that came about: its end closes the pipe; and, a little later, those
+# of its children that have not ended by themselves. A line dismisses it. It goes to the background, since Ray kills the
+# direct children of an actor that it kills.
+_GUARDIAN = """
+end() {
+  kill -9 "$1"
+  for look in 1 2 3 4 5; do sleep 1; kill -0 "-$1" || return; done
+  kill -9 "-$1"
+}
+exec 3<&0; { read -r line <&3 || end "$1"; } & exec 3<&-
+"""
 
 
 class Place(NamedTuple):

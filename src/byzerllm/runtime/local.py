@@ -23,7 +23,7 @@ from byzerllm.runtime.out_of_memory import Kernel, Kills
 from byzerllm.runtime.worker_log import Follower, WorkerLog
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
     from pathlib import Path
 
     from byzerllm.engines.base import Launch
@@ -33,6 +33,7 @@ FIRST_PORT, LAST_PORT = 20_000, 32_000
 FOLLOW_SECONDS = 0.2
 WAIT_SECONDS = 0.02
 KILL_SECONDS = 60.0
+CLEAN_SECONDS = 5.0
 KILLS_SECONDS = 1.0  # between two looks at what the kernel has killed, while nothing ends
 
 _OF_THE_SERVER = frozenset(("BYZERLLM_API_KEY", "BYZERLLM_LISTEN_FD", "BYZERLLM_SECRETS_FD", "BYZERLLM_SUPERVISOR_PID"))
@@ -104,13 +105,14 @@ class LocalProcesses:
         )
 
     async def stop(self, process: EngineProcess, *, grace: float) -> None:
-        """Ask the process and its children to end; kill what is left after ``grace`` seconds.
+        """Ask the process and its children to end; kill it if it is left after ``grace`` seconds.
 
-        Returns when it is gone.
+        Its children end by themselves then, and remove what they had; they are killed if they do not. Returns when it
+        is gone.
         """
         self._signal(process, signal.SIGTERM)
-        await self._gone(process, grace)
-        self._signal(process, signal.SIGKILL)  # its children too, when it ended without them
+        if not await self._gone(process, grace):
+            self._signal(process, signal.SIGKILL, os.kill)
         while not await self._gone(process, KILL_SECONDS):
             _log.warning(
                 "Worker %s (process %d) is still there %g s after SIGKILL: the system holds it, perhaps in a driver.",
@@ -118,6 +120,8 @@ class LocalProcesses:
                 process.pid,
                 KILL_SECONDS,
             )
+        await _until(lambda: not self._signal(process, 0), CLEAN_SECONDS)
+        self._signal(process, signal.SIGKILL)
 
     def poll(self, process: EngineProcess) -> Exit | None:
         """None while it runs. Never blocks; at the end it reads some KiB of the log."""
@@ -190,12 +194,7 @@ class LocalProcesses:
         return child.pid, processes.creation_time(child.pid)
 
     async def _gone(self, process: EngineProcess, seconds: float) -> bool:
-        # Looked for again and again, since the end of a process that is not our child is no event.
-        for _ in range(math.ceil(seconds / WAIT_SECONDS)):
-            if not self._running(process):
-                return True
-            await asyncio.sleep(WAIT_SECONDS)
-        return not self._running(process)
+        return await _until(lambda: not self._running(process), seconds)
 
     def _running(self, process: EngineProcess) -> bool:
         if process.pid not in self._children or processes.is_other(process.pid, process.started):
@@ -222,10 +221,25 @@ class LocalProcesses:
         self._kills.notice(self._kernel.kills(), now)
         self._looked = now
 
-    def _signal(self, process: EngineProcess, number: signal.Signals) -> None:
-        if not processes.is_other(process.pid, process.started):
-            with suppress(ProcessLookupError, PermissionError):  # macOS: EPERM for a group of zombies
-                os.killpg(process.pid, number)
+    def _signal(self, process: EngineProcess, number: int, send: Callable[[int, int], None] = os.killpg) -> bool:
+        """Whether there is anything left of the process and its children that the signal could be sent to."""
+        if processes.is_other(process.pid, process.started):
+            return False
+        try:
+            send(process.pid, number)
+        except (ProcessLookupError, PermissionError):  # macOS: EPERM for a group of zombies
+            return False
+        return True
+
+
+async def _until(condition: Callable[[], bool], seconds: float) -> bool:
+    """Whether it came true in time. Looked for again and again, since the end of a process that is not our child is no
+    event."""
+    for _ in range(math.ceil(seconds / WAIT_SECONDS)):
+        if condition():
+            return True
+        await asyncio.sleep(WAIT_SECONDS)
+    return condition()
 
 
 def _peak(ended: resource.struct_rusage) -> int:

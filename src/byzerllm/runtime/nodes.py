@@ -36,12 +36,12 @@ class Opening:
     others: Sequence[Running]
     now: bool
 
-    def site(self, room: Room, devices: Sequence[Device], *, on_gpu: bool) -> Site:
-        """The opening with the memory that was measured there."""
+    def site(self, room: Room | None, devices: Sequence[Device], *, on_gpu: bool) -> Site:
+        """The opening with the memory that was measured there; None and no devices where the node did not answer."""
         gpus = self._gpus(devices) if on_gpu else ()
         if self.now:
             return Site(room, self.places, len(self.own), gpus, self.node.id, self.node.host)
-        return Site(room.as_empty(), self.places, 0, gpus, "", self.node.host)
+        return Site(room and room.as_empty(), self.places, 0, gpus, "", self.node.host)
 
     def _gpus(self, devices: Sequence[Device]) -> tuple[Room, ...] | None:
         """Which of the GPUs it is that Ray has free, it does not tell: all that no other instance of ours has whole."""

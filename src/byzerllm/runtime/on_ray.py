@@ -97,14 +97,11 @@ class RayRuntime:
         calls a node's memory is only what it was told."""
         running = [Running(held.process, held.need) for held in self._held.values() if held.process is not None]
         found = openings(spec, await self._nodes(), running)
-        if not found:
-            return []
         ids = [opening.node.id for opening in found]
         told = await asyncio.to_thread(self._cluster.run_on, ids, MEASURE, on_gpu, timeout=ANSWER_SECONDS)
         if silent := [opening.node.host for opening in found if opening.node.id not in told]:
-            log.warning("%s is not checked for memory: %s did not tell what is free", spec.name, ", ".join(silent))
-            return []
-        return [opening.site(*told[opening.node.id], on_gpu=on_gpu) for opening in found]
+            log.warning("%s goes last, and unchecked, to %s: no answer on free memory", spec.name, ", ".join(silent))
+        return [opening.site(*told.get(opening.node.id, (None, ())), on_gpu=on_gpu) for opening in found]
 
     def prefer(self, instance: str, nodes: Sequence[str]) -> None:
         """Remember it for the next starts. A worker that is started again prefers the node where it last ran. One that

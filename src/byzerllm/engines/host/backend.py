@@ -146,6 +146,11 @@ class Vectors(NamedTuple):
 
 
 class Embedder(Protocol):
+    """Into ``context`` tokens, the longest text that it reads, go at most ``characters``."""
+
+    context: int
+    characters: int
+
     async def embed(self, texts: list[str] | list[list[int]], dimensions: int | None) -> Vectors:
         """One vector for each text, or for each list of tokens."""
         ...
@@ -159,6 +164,11 @@ class Scores(NamedTuple):
 
 
 class Reranker(Protocol):
+    """``context`` and ``characters`` are as of an ``Embedder``, for both texts of a pair together."""
+
+    context: int
+    characters: int
+
     async def score(self, pairs: list[tuple[str, str]]) -> Scores:
         """How well the second text of each pair answers the first: 0 to 1, or any number for a model without such."""
         ...

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from byzerllm.engines.host import cuda
 from byzerllm.engines.host.loading import fail
+from byzerllm.engines.host.sounds import joined
 from byzerllm.errors import Overloaded
 
 T = TypeVar("T")
@@ -45,6 +46,14 @@ class OneThread:
         for start in range(0, len(items), BATCH):
             results += await self.run(work, items[start : start + BATCH])
         return results
+
+    async def run_joined(self, parts: Iterator[Any]) -> Any:
+        """The arrays that ``parts`` makes, joined; between two of them others get their turn, and a cancelled caller
+        ends it."""
+        made: list[Any] = []
+        while (part := await self.run(next, parts, None)) is not None:
+            made.append(part)
+        return await self.run(joined, made)
 
 
 class _Cancelled(Exception):

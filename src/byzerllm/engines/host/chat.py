@@ -88,8 +88,7 @@ async def _read(model: TextModel, request: HttpRequest) -> Chat:
     options = read_template_options(fields)
     messages = read_messages(fields)
     fields.refuse_rest()
-    generation.check_length(sum(map(_length, messages)), model, "messages")
-    generation.check_length(len(json.dumps(tools.offered, ensure_ascii=False)), model, "tools")
+    check_chat_length(messages, tools.offered, model)
     prompt = await model.chat_prompt(messages, tools.offered or None, options)
     if not prompt.ids:
         raise fields.bad("messages", "make an empty prompt in the model's chat template")
@@ -117,10 +116,18 @@ def read_messages(fields: Fields) -> list[dict[str, Any]]:
     return [_with_objects(message) for message in messages]
 
 
+def check_chat_length(messages: list[dict[str, Any]], tools: list[dict[str, Any]], model: TextModel) -> None:
+    """Raises ContextExceeded: what the template is to show of the messages or the tools is longer than all that the
+    model reads."""
+    generation.check_length(sum(map(_length, messages)), model, "messages")
+    generation.check_length(len(json.dumps(tools, ensure_ascii=False)), model, "tools")
+
+
 def _length(message: dict[str, Any]) -> int:
-    """The characters of a message's texts."""
+    """The characters of a message's texts, and of earlier calls in it."""
     content = message.get("content")
     texts = [part.get("text") for part in content if isinstance(part, dict)] if isinstance(content, list) else [content]
+    texts += [json.dumps(value) for name, value in message.items() if name not in ("role", "content")]
     return sum(len(text) for text in texts if isinstance(text, str))
 
 

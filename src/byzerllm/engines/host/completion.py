@@ -7,8 +7,8 @@ from contextlib import aclosing
 from typing import Any
 
 from byzerllm.engines.host import generation
-from byzerllm.engines.host.backend import Prompt, TextModel, Token
-from byzerllm.engines.host.fields import Fields
+from byzerllm.engines.host.backend import Prompt, TextModel, Token, room
+from byzerllm.engines.host.fields import Fields, are_wholes
 from byzerllm.engines.host.generation import Piece, Wanted
 from byzerllm.engines.host.protocol import Answer, Events, HttpRequest, Whole
 
@@ -31,13 +31,8 @@ async def answer(model: TextModel, request: HttpRequest, name: str) -> Answer:
     echo = fields.flag("echo")
     if echo and alternatives is not None:
         raise fields.bad("echo", "cannot be combined with 'logprobs'")
-    prompts = await _read_prompts(fields, model)
+    prompts = await _read_prompts(fields, model, wanted.count)
     fields.refuse_rest()
-    if len(prompts) * wanted.count > generation.MAX_TOGETHER:
-        asked = (
-            f"{len(prompts)} with {wanted.count} answers each; at most {generation.MAX_TOGETHER} together are possible"
-        )
-        raise fields.bad("prompt", f"has {asked}")
     for prompt in prompts:
         wanted.job(prompt, model.context, 0)  # what is too long is refused before anything is sent
     head = generation.envelope("text_completion", "cmpl", name, request.at)
@@ -74,21 +69,26 @@ async def _stream(
         yield {**head, "choices": [], "usage": usage}
 
 
-async def _read_prompts(fields: Fields, model: TextModel) -> list[Prompt]:
-    """``prompt`` is a text, a list of texts, a list of tokens, or a list of lists of tokens."""
+async def _read_prompts(fields: Fields, model: TextModel, answers: int) -> list[Prompt]:
+    """``prompt`` is a text, a list of texts, a list of tokens, or a list of lists of tokens; ``answers`` are wanted to
+    each."""
     value = fields.raw("prompt")
     if isinstance(value, str) or (isinstance(value, list) and value and isinstance(value[0], int)):
         value = [value]
     special = fields.flag("add_special_tokens", True)
     if not isinstance(value, list) or not value:
         raise fields.bad("prompt", "must be a text or a list of texts or tokens")
+    if len(value) * answers > generation.MAX_TOGETHER:
+        asked = f"{len(value)} with {answers} answers each; at most {generation.MAX_TOGETHER} together are possible"
+        raise fields.bad("prompt", f"has {asked}")
     prompts = []
     for one in value:
         if isinstance(one, str):
             generation.check_length(len(one), model, "prompt")
             prompts.append(Prompt(await model.encode(one, special=special)))
-        elif isinstance(one, list) and all(isinstance(token, int) and token >= 0 for token in one):
-            model.decode(one)  # refuses numbers that are no tokens
+        elif are_wholes(one):
+            room(model.context, len(one), None)
+            generation.check_tokens(fields, "prompt", one, model)
             prompts.append(Prompt(one))
         else:
             raise fields.bad("prompt", "must be a text or a list of texts or tokens")

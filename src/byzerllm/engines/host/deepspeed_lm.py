@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -93,7 +92,6 @@ def _shared(path: str, values: Mapping[str, Any], slots: int, context: int, devi
     problem = problem_of(leader)
     if problem:
         loading.fail(f"{path} cannot be divided among ranks here: {problem}. Use --infer_backend vllm.")
-    shutil.rmtree(os.path.dirname(meeting))  # no sooner: GPUs meet there when they first add something up
     budget = count * loading.cache_budget(loading.devices_of(model), values)  # it is one rank's
     context = context_within(leader.token_bytes, context, budget, values)
     return model, Batcher(leader, slots, budget).work, context

@@ -22,6 +22,7 @@ class SentenceEmbedder:
         self.encode, self.decode = words.encode, words.decode
         self._words = Words(model.tokenizer, len(model.tokenizer), folder, None)
         self.context: int = model.max_seq_length or model.tokenizer.model_max_length
+        self.characters = self.context * words.longest
         self._model = model
         self._size: int = model.get_embedding_dimension()
         self._thread = OneThread()

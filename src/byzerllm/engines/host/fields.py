@@ -103,9 +103,7 @@ class Fields:
         value = self.raw(name)
         if value is None:
             return ()
-        if not isinstance(value, list) or not all(
-            isinstance(item, int) and not isinstance(item, bool) for item in value
-        ):
+        if not are_wholes(value):
             raise self.bad(name, "must be a list of whole numbers")
         return tuple(value)
 
@@ -140,6 +138,11 @@ class Fields:
     def bad(self, name: str, what: str) -> InvalidInput:
         """The error for a field: ``'temperature' must be a number.``"""
         return InvalidInput(f"'{self._where}{name}' {what}.", param=self._where + name)
+
+
+def are_wholes(value: Any) -> bool:
+    """Whether it is a list of whole numbers; to Python true and false are some, but to nobody else."""
+    return isinstance(value, list) and all(isinstance(item, int) and not isinstance(item, bool) for item in value)
 
 
 def shown(value: float) -> str:

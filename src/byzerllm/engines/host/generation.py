@@ -11,7 +11,17 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from byzerllm.engines.host.backend import Job, JsonSchema, Prompt, Sampling, TextModel, Token, room
+from byzerllm.engines.host.backend import (
+    Embedder,
+    Job,
+    JsonSchema,
+    Prompt,
+    Reranker,
+    Sampling,
+    TextModel,
+    Token,
+    room,
+)
 from byzerllm.engines.host.fields import Fields, shown
 from byzerllm.engines.host.text import TextStream
 from byzerllm.errors import ContextExceeded, InvalidInput
@@ -79,7 +89,7 @@ def read_wanted(fields: Fields, model: TextModel, *, alternatives: int | None, m
         raise fields.bad("stop", f"has {len(stops)} strings; at most {MAX_STOPS} are possible")
     ends = frozenset() if fields.flag("ignore_eos") else model.end_ids
     more_ends = fields.wholes("stop_token_ids")
-    _check_tokens(fields, "stop_token_ids", more_ends, model)
+    check_tokens(fields, "stop_token_ids", more_ends, model)
     return Wanted(
         sampling=_read_sampling(fields, model, alternatives),
         max_tokens=max_tokens,
@@ -94,7 +104,7 @@ def read_wanted(fields: Fields, model: TextModel, *, alternatives: int | None, m
     )
 
 
-def check_length(text: int, model: TextModel, name: str) -> None:
+def check_length(text: int, model: TextModel | Embedder | Reranker, name: str, what: str = "The prompt") -> None:
     """Refuse ``text`` characters that no tokens could hold, before it takes seconds to find that out.
 
     Raises:
@@ -102,13 +112,14 @@ def check_length(text: int, model: TextModel, name: str) -> None:
     """
     if text > model.characters:
         raise ContextExceeded(
-            f"The prompt is {text} characters long; the model reads at most {model.context} tokens, and they hold "
+            f"{what} is {text} characters long; the model reads at most {model.context} tokens, and they hold "
             f"{model.characters} characters at most.",
             param=name,
         )
 
 
-def _check_tokens(fields: Fields, name: str, tokens: Iterable[int], model: TextModel) -> None:
+def check_tokens(fields: Fields, name: str, tokens: Iterable[int], model: TextModel) -> None:
+    """Raises InvalidInput: a number is no token of the model."""
     wrong = next((token for token in tokens if not 0 <= token < model.vocabulary), None)
     if wrong is not None:
         raise fields.bad(name, f"has {shown(wrong)}, but the model's tokens are 0 to {model.vocabulary - 1}")
@@ -142,7 +153,7 @@ def _read_bias(fields: Fields, model: TextModel) -> dict[int, float]:
         if not _TOKEN.fullmatch(token) or not number or not -100 <= value <= 100:
             raise fields.bad("logit_bias", "must map token numbers to values between -100 and 100")
         bias[int(token)] = float(value)
-    _check_tokens(fields, "logit_bias", bias, model)
+    check_tokens(fields, "logit_bias", bias, model)
     return bias
 
 

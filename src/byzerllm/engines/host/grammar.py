@@ -11,22 +11,22 @@ from byzerllm.engines.host.backend import JsonSchema, Structure
 from byzerllm.errors import InvalidInput
 
 KEPT = 8  # grammars: clients send the same tools again and again
+# Of text that must come llguidance would allow the usual tokens only, with a control token for the name of one.
+UNFORCED = '%llguidance {"no_forcing": true}\n'
 
 
 class Constraint:
-    """The state of one answer, which ``end_ids`` end and whose structure is asked for by ``field``."""
+    """The state of one answer, whose structure is asked for by ``field``."""
 
-    def __init__(self, matcher: Any, end_ids: frozenset[int], field: str) -> None:
+    def __init__(self, matcher: Any, field: str) -> None:
         self._matcher = matcher
-        self._end_ids = end_ids
         self._field = field
 
     def allowed(self, size: int) -> Any:
         """A flag for each of ``size`` tokens. After its end only the end of the answer is allowed.
 
         Raises:
-            InvalidInput: here the structure is more than llguidance can follow. It would allow nothing but the end, as
-                it does for the name of a control token in text that must come.
+            InvalidInput: here the structure is more than llguidance can follow. It would allow nothing but the end.
         """
         import torch
 
@@ -34,8 +34,6 @@ class Constraint:
         if self._matcher.is_error():
             what = self._matcher.get_error().splitlines()[0]
             raise _bad(self._field, f"has a schema that is too complex: {what}")
-        if not self._matcher.is_accepting() and any(mask[end // 8] >> end % 8 & 1 for end in self._end_ids):
-            raise _bad(self._field, "has a schema with the name of a control token in it")
         bits = torch.frombuffer(bytearray(mask), dtype=torch.uint8)
         flags = (bits[:, None] >> torch.arange(8, dtype=torch.uint8)).bitwise_and(1).flatten().bool()
         return torch.nn.functional.pad(flags, (0, max(0, size - len(flags))))[:size]
@@ -82,10 +80,11 @@ class Grammars:
                 except ValueError as error:
                     raise _bad(field, f"cannot be kept with this model's tokenizer: {error}") from None
             if isinstance(structure, JsonSchema):
-                grammar = llguidance.LLMatcher.grammar_from_json_schema(structure.text)
+                rules = f"start: %json {structure.text}"
             else:
-                grammar = llguidance.LLMatcher.grammar_from_lark(tool_calls.grammar(structure, self._control_token))
-            return Constraint(self._matcher(grammar, field).deep_copy(), self._end_ids, field)
+                rules = tool_calls.grammar(structure, self._control_token)
+            grammar = llguidance.LLMatcher.grammar_from_lark(UNFORCED + rules)
+            return Constraint(self._matcher(grammar, field).deep_copy(), field)
 
     def _compiled(self, grammar: str, field: str) -> Any:
         """The state at the beginning of an answer."""

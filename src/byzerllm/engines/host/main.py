@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -127,7 +128,8 @@ def cause_of(error: BaseException, given: dict[str, Any]) -> str:
             f"Run: {sys.executable} -m pip install --no-deps {pinned('torchvision')}"
         )
     if isinstance(error, ImportError):
-        return f"a package is missing in the engine's environment: {text}"
+        told = re.sub(r"(python3? -m )?pip install", f"{sys.executable} -m pip install", text)
+        return f"a package is missing in the engine's environment: {told}"
     if "does not recognize this architecture" in text or "Unrecognized model" in text:
         return f"the installed transformers does not know this architecture: {text}"
     if "trust_remote_code" in text:

@@ -26,7 +26,9 @@ SOUND_TYPES = {
     "mp3": b"audio/mpeg",
     "opus": b"audio/ogg",
 }
+MAX_SPOKEN = 4096  # characters, as OpenAI has it: memory and time grow with the square
 MAX_IMAGES = 10
+MAX_STEPS = 999  # most are trained with 1000, and some count from 1
 MAX_SIDE = 4096
 
 
@@ -110,6 +112,8 @@ async def speech(model: Speaker, request: HttpRequest, _name: str) -> Answer:
     fields = Fields(request.json())
     fields.ignore("model", "user")
     text = fields.required("input")
+    if len(text) > MAX_SPOKEN:
+        raise fields.bad("input", f"is {len(text)} characters long and must be at most {MAX_SPOKEN}")
     voice = fields.text("voice")
     format_ = fields.choice("response_format", SOUND_TYPES, "wav")
     speed = fields.number("speed", 0.25, 4) or 1.0
@@ -163,7 +167,7 @@ async def images(model: Painter, request: HttpRequest, _name: str) -> Answer:
         width=width,
         height=height,
         negative=fields.text("negative_prompt"),
-        steps=fields.whole("num_inference_steps", 1, 1000),
+        steps=fields.whole("num_inference_steps", 1, MAX_STEPS),
         guidance=fields.number("guidance_scale", 0, 100),
         seed=fields.whole("seed", -(2**63), 2**63 - 1),
         count=fields.whole("n", 1, MAX_IMAGES) or 1,

@@ -7,8 +7,10 @@ and a short sound.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 from byzerllm.engines.host import loading
@@ -19,6 +21,8 @@ from byzerllm.engines.host.decoder import probe, probe_inputs
 from byzerllm.engines.host.parts import MAX_SECONDS, WINDOW, Parts, Senses
 from byzerllm.engines.host.words import Words, read_template, refusals, refused
 from byzerllm.errors import InvalidInput
+
+STRING = "xqzv"  # that no chat template writes by itself
 
 
 class MultimodalChat(CausalLM):
@@ -50,6 +54,7 @@ class Reader:
 
     def __init__(self, processor: Any, config: Any) -> None:
         self._processor = processor
+        self._writes_strings = self._writes_string()
         self.bare_text = False
         sees = getattr(processor, "image_processor", None) is not None
         self.senses = Senses(sees)
@@ -67,6 +72,8 @@ class Reader:
         Raises:
             InvalidInput: the chat template does not take them.
         """
+        if self._writes_strings:
+            messages = [_joined(message) for message in messages]
         try:
             made = self._processor.apply_chat_template(
                 messages, tools=tools, tokenize=True, return_dict=True, return_tensors="pt", **options
@@ -75,6 +82,15 @@ class Reader:
             raise refused(error) from None
         inputs = {name: value for name, value in made.items() if name not in ("input_ids", "attention_mask")}
         return Prompt(made["input_ids"][0].tolist(), inputs)
+
+    def _writes_string(self) -> bool:
+        """Whether the chat template writes a content that is a string: some pass over it. Others take only that from a
+        system or a tool, and write parts as Python shows a list."""
+        try:
+            text = self._processor.apply_chat_template([{"role": "user", "content": STRING}], tokenize=False)
+        except refusals():
+            return False
+        return STRING in text
 
     def check(self, decoder: Any) -> str | None:
         """Why a model cannot be batched, or None: tried with text, a small image that is not square and a sound."""
@@ -112,6 +128,14 @@ class Reader:
         return MAX_SECONDS if longer > whole else window
 
 
+def _joined(message: dict[str, Any]) -> dict[str, Any]:
+    """A message whose content is a string if it is all text."""
+    parts = message["content"]
+    if any(part["type"] != "text" for part in parts):
+        return message
+    return {**message, "content": "".join(part["text"] for part in parts)}
+
+
 def _noise(rate: int, seconds: float) -> dict[str, Any]:
     import numpy as np
 
@@ -136,12 +160,32 @@ def load_model(path: str, values: Mapping[str, Any]) -> Any:
     return loading.load(cls, path, values, **more)
 
 
+def load_processor(folder: str, values: Mapping[str, Any]) -> Any:
+    """The processor of a folder. Its part for videos, of which no chat has any, needs the package torchvision: where
+    that is missing, one takes its place that reads none, and Pillow reads the images."""
+    from transformers import AutoProcessor
+    from transformers.utils import is_torchvision_available
+
+    if not is_torchvision_available():
+        with contextlib.suppress(ImportError):  # older releases of transformers have nothing to put there
+            _do_without_videos()
+    return AutoProcessor.from_pretrained(folder, trust_remote_code=values.get("trust_remote_code", False))
+
+
+def _do_without_videos() -> None:
+    """Have every processor that is loaded from now on read no videos."""
+    from transformers.processing_utils import transformers_module
+    from transformers.video_processing_utils import VideoProcessorMixin
+
+    # By its name, as "from ... import" would get what stands for a module that cannot be imported.
+    module: Any = import_module("transformers.models.auto.video_processing_auto")
+    transformers_module.VideoProcessorMixin = module.AutoVideoProcessor = VideoProcessorMixin
+
+
 def load(path: str, values: Mapping[str, Any], slots: int) -> MultimodalChat:
     """Load the model of a folder with its processor."""
-    from transformers import AutoProcessor
-
     base, _ = loading.adapter_of(path, values)
-    processor = AutoProcessor.from_pretrained(base, trust_remote_code=values.get("trust_remote_code", False))
+    processor = load_processor(base, values)
     template = read_template(values.get("chat_template"))
     if template is not None:
         processor.chat_template = template

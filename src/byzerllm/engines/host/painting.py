@@ -4,38 +4,32 @@ from __future__ import annotations
 
 import inspect
 import io
-import threading
 from collections.abc import Mapping
 from typing import Any
 
 from byzerllm.engines import hf_folder
 from byzerllm.engines.host import loading
 from byzerllm.engines.host.backend import Picture
-from byzerllm.engines.host.batches import OneThread
+from byzerllm.engines.host.batches import StoppableThread
 from byzerllm.errors import InvalidInput
-
-
-class _Cancelled(Exception):
-    """Nobody waits for the image any more."""
 
 
 class DiffusionPainter:
     """A ``Painter``."""
 
     def __init__(self, pipeline: Any) -> None:
+        import torch
+
         self._pipeline = pipeline
         self._known = inspect.signature(pipeline.__call__).parameters
-        self._thread = OneThread()
+        parts = pipeline.components.values()
+        self._thread = StoppableThread(*(part for part in parts if isinstance(part, torch.nn.Module)))
 
     async def paint(self, picture: Picture) -> list[bytes]:
-        stop = threading.Event()
-        try:
-            return await self._thread.run(self.paint_now, picture, stop)
-        finally:
-            stop.set()
+        return await self._thread.run(self.paint_now, picture)
 
-    def paint_now(self, picture: Picture, stop: threading.Event) -> list[bytes]:
-        """Make the images; ends between two steps once ``stop`` is set."""
+    def paint_now(self, picture: Picture) -> list[bytes]:
+        """Make the images."""
         import torch
 
         options: dict[str, Any] = {
@@ -53,19 +47,10 @@ class DiffusionPainter:
         if picture.seed is not None:
             given["generator"] = torch.Generator("cpu").manual_seed(picture.seed % 2**63)
 
-        def after_step(_pipeline: Any, _step: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            if stop.is_set():
-                raise _Cancelled
-            return tensors
-
-        if "callback_on_step_end" in self._known:
-            given["callback_on_step_end"] = after_step
         try:
             images = self._pipeline(picture.prompt, **given).images
         except ValueError as error:  # sizes and the like that this pipeline refuses
             raise InvalidInput(f"The model refused: {error}") from None
-        except _Cancelled:
-            return []
         return [_png(image) for image in images]
 
 
@@ -93,5 +78,5 @@ def load(path: str, values: Mapping[str, Any], slots: int) -> DiffusionPainter:
     pipeline.set_progress_bar_config(disable=True)
     painter = DiffusionPainter(pipeline)
     loading.phase("warming up")
-    painter.paint_now(Picture("a", steps=1), threading.Event())
+    painter.paint_now(Picture("a", steps=1))
     return painter

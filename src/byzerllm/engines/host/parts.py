@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
-from byzerllm.engines.host.transcription import samples
+from byzerllm.engines.host.sounds import at_least, samples
 from byzerllm.errors import InvalidInput
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # Pillow has others, of which some start programs
@@ -73,15 +73,17 @@ class Parts:
         raise InvalidInput(f"This model reads {self._senses.takes}, and a message holds {kind!r}.", param="messages")
 
     def _image(self, data: bytes) -> Any:
-        from PIL import Image
+        from PIL import Image, UnidentifiedImageError
 
         try:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             self._take(*image.size)
             self.media += 1
-            return image.convert("RGB")
+            return _as_shown(image)
         except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
-            raise InvalidInput(f"An image cannot be read: {error}.", param="messages") from None
+            unknown = isinstance(error, UnidentifiedImageError)  # its text shows an object of Python's
+            reason = f"it is none of {', '.join(FORMATS)}" if unknown else error
+            raise InvalidInput(f"An image cannot be read: {reason}.", param="messages") from None
 
     def _take(self, width: int, height: int) -> None:
         self._pixels -= width * height
@@ -93,8 +95,6 @@ class Parts:
 
     def _sound(self, data: bytes) -> Any:
         """Samples of one channel, as many a second as the model hears."""
-        import numpy as np
-
         rate = self._senses.rate
         sound = samples(data, rate, longest=self._senses.longest, param="messages")
         self._seconds -= max(len(sound) / rate, WINDOW)
@@ -104,7 +104,20 @@ class Parts:
                 param="messages",
             )
         self.media += 1
-        return np.pad(sound, (0, max(0, int(SHORTEST * rate) - len(sound))))
+        return at_least(int(SHORTEST * rate), sound)
+
+
+def _as_shown(image: Any) -> Any:
+    """An image in RGB as programs show it: the way up that its camera noted, and white where it is transparent."""
+    from PIL import Image, ImageOps
+
+    upright = ImageOps.exif_transpose(image)
+    if not upright.has_transparency_data:
+        return upright.convert("RGB")
+    page = Image.new("RGB", upright.size, "white")
+    drawn = upright.convert("RGBA")
+    page.paste(drawn, mask=drawn)
+    return page
 
 
 def _field(given: Any, name: str) -> Any:

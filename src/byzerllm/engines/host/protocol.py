@@ -88,6 +88,8 @@ def known(error: Exception) -> ByzerError:
     """What the client is told of an error; the log has the cause of one that nobody has foreseen."""
     if isinstance(error, ByzerError):
         return error
+    if isinstance(error, RecursionError):  # what was read with few frames on the stack is walked through with more
+        return InvalidInput("The request is nested too deeply.")
     traceback.print_exception(error, file=sys.stdout)
     sys.stdout.flush()
     return InternalError("The engine failed; its log has the cause.")

@@ -11,7 +11,6 @@ import datetime
 import os
 import subprocess
 import sys
-import tempfile
 import threading
 import traceback
 from collections.abc import Mapping, Sequence
@@ -85,11 +84,13 @@ def follow(decoder: Any) -> None:
 def start_others(count: int, command: Sequence[str], told: Mapping[str, str]) -> str:
     """Start ranks 1 to ``count`` - 1 with the variables ``told``; they end with this process as it ends with them.
     Returns the path of the file by which all find each other."""
-    meeting = os.path.join(tempfile.mkdtemp(prefix="byzerllm-ranks-"), "meeting")
+    # On no disk, so that it is gone with the ranks. Kept open: GPUs meet there when they first add something up.
+    file = os.memfd_create("byzerllm-ranks")
+    meeting = f"/proc/self/fd/{file}"
     for rank in range(1, count):
         environ = {**os.environ, **told, RANK_VARIABLE: f"{rank} {count} {meeting}"}
         # Its input is a pipe that closes when this process ends, however that happens.
-        process = subprocess.Popen(command, env=environ, stdin=subprocess.PIPE)
+        process = subprocess.Popen(command, env=environ, stdin=subprocess.PIPE, pass_fds=(file,))
         threading.Thread(target=_watch, args=(process, rank), daemon=True).start()
     return meeting
 
@@ -114,7 +115,7 @@ def join(rank: int, count: int, meeting: str, device: str) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
     # By themselves they would listen where the host's name leads to, and they trust whoever connects.
     os.environ |= {"GLOO_SOCKET_IFNAME": LOOPBACK, "NCCL_SOCKET_IFNAME": LOOPBACK}
-    # NCCL's monitor would look each second, for ever, into the file by which they met, and that is deleted then.
+    # NCCL's monitor would look each second, for ever, into the file by which they met.
     os.environ["TORCH_NCCL_ENABLE_MONITORING"] = "0"
     backend = "cuda:nccl,cpu:gloo" if device == "cuda" else "gloo"
     if device == "cuda":

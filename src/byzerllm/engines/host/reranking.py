@@ -19,6 +19,7 @@ class PairScorer:
         # A tokenizer can be used in one thread at a time, and the model uses its own in the model's thread.
         words = Words(copy.deepcopy(model.tokenizer), len(model.tokenizer), folder, None)
         self.context: int = model.max_seq_length or model.tokenizer.model_max_length
+        self.characters = self.context * words.longest
         self.encode, self.decode = words.encode, words.decode
         self._model = model
         self._thread = OneThread()

@@ -8,8 +8,8 @@ from typing import Any
 
 from byzerllm.engines.host import loading
 from byzerllm.engines.host.backend import Recording, Transcript
-from byzerllm.engines.host.batches import StoppableThread
-from byzerllm.engines.host.transcription import samples
+from byzerllm.engines.host.batches import OneThread, StoppableThread
+from byzerllm.engines.host.sounds import at_least, pieces
 from byzerllm.errors import InvalidInput
 
 LANGUAGES = ("auto", "zh", "yue", "en", "ja", "ko", "nospeech")
@@ -27,6 +27,7 @@ class SenseVoice:
         self._found = found
         self._options = options
         self._cuts = found.vad_model is not None
+        self._reading = OneThread()
         self._thread = StoppableThread(found.model, *([found.vad_model] if self._cuts else []))
 
     async def transcribe(self, recording: Recording) -> Transcript:
@@ -42,10 +43,7 @@ class SenseVoice:
             raise InvalidInput(
                 "'response_format' can only be json or text: this model tells no times.", param="response_format"
             )
-        return await self._thread.run(self._transcribe, recording)
-
-    def _transcribe(self, recording: Recording) -> Transcript:
-        sound = samples(recording.data, RATE)
+        sound = await self._reading.run_joined(pieces(recording.data, RATE))
         duration = len(sound) / RATE
         if duration > LONGEST and not self._cuts:
             raise InvalidInput(
@@ -53,15 +51,14 @@ class SenseVoice:
                 hint="Send it in parts, or deploy with vad_model=FOLDER, which cuts it where nobody speaks.",
                 param="file",
             )
-        return Transcript(self.text(sound, recording.language or "auto"), [], recording.language, duration)
+        written = await self._thread.run(self.text, sound, recording.language or "auto")
+        return Transcript(written, [], recording.language, duration)
 
     def text(self, sound: Any, language: str) -> str:
         """What is said in samples at ``RATE``."""
-        import numpy as np
         from funasr.utils.postprocess_utils import rich_transcription_postprocess
 
-        padded = np.pad(sound, (0, max(0, SHORTEST - len(sound))))
-        answers = self._found.generate(padded, language=language, **self._options)
+        answers = self._found.generate(at_least(SHORTEST, sound), language=language, **self._options)
         written: str = rich_transcription_postprocess(answers[0]["text"])
         return written
 

@@ -30,6 +30,9 @@ class PipelineSpeaker:
 
         if hasattr(self._pipeline.model, "speaking_rate"):
             self._pipeline.model.speaking_rate = self._pipeline.model.config.speaking_rate * speed
+        ids = self._pipeline.preprocess(text).get("input_ids")
+        if ids is not None and not ids.numel():
+            raise InvalidInput("'input' has nothing in it that this model can say.", param="input")
         found = self._pipeline(text)
         samples = np.asarray(found["audio"], np.float32).reshape(-1)
         return Sound(samples.astype("<f4").tobytes(), int(found["sampling_rate"]))

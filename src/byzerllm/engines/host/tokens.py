@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 
 from byzerllm.engines.host.backend import TextModel
-from byzerllm.engines.host.chat import read_messages, read_template_options
+from byzerllm.engines.host.chat import check_chat_length, read_messages, read_template_options
 from byzerllm.engines.host.fields import Fields
+from byzerllm.engines.host.generation import check_length
 from byzerllm.engines.host.protocol import Answer, HttpRequest, Whole
 
 
@@ -15,6 +16,7 @@ async def tokenize(model: TextModel, request: HttpRequest, _name: str) -> Answer
 
     Raises:
         InvalidInput: neither is there, or both are.
+        ContextExceeded: it is longer than any text that the model reads.
     """
     fields = Fields(request.json())
     fields.ignore("model")
@@ -25,15 +27,17 @@ async def tokenize(model: TextModel, request: HttpRequest, _name: str) -> Answer
             raise fields.bad("messages", "is for chat models; give 'prompt'")
         fields.only("prompt")
         options = read_template_options(fields)
-        tools = fields.objects("tools") or None
+        tools = fields.objects("tools")
         messages = read_messages(fields)
         fields.refuse_rest()
-        ids = (await model.chat_prompt(messages, tools, options)).ids
+        check_chat_length(messages, tools, model)
+        ids = (await model.chat_prompt(messages, tools or None, options)).ids
     else:
         text = fields.text("prompt")
         if text is None:
             raise fields.bad("prompt", "is missing: give it, or 'messages'")
         fields.refuse_rest()
+        check_length(len(text), model, "prompt")
         ids = await model.encode(text, special=special)
     strings = await asyncio.to_thread(_strings, model, ids) if shown else None
     answer = {"tokens": ids, "count": len(ids), "max_model_len": model.context}

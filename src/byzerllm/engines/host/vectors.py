@@ -7,8 +7,8 @@ import struct
 from typing import Any
 
 from byzerllm.engines.host import generation
-from byzerllm.engines.host.backend import Embedder, Reranker
-from byzerllm.engines.host.fields import Fields
+from byzerllm.engines.host.backend import Embedder, Reranker, Scores
+from byzerllm.engines.host.fields import Fields, are_wholes
 from byzerllm.engines.host.protocol import Answer, HttpRequest, Whole
 
 MAX_TEXTS = 8192
@@ -19,6 +19,7 @@ async def embeddings(model: Embedder, request: HttpRequest, name: str) -> Answer
 
     Raises:
         InvalidInput: it asks for what there is not, or is malformed.
+        ContextExceeded: a text is too long.
     """
     fields = Fields(request.json())
     fields.ignore(*generation.WITHOUT_EFFECT)
@@ -26,6 +27,8 @@ async def embeddings(model: Embedder, request: HttpRequest, name: str) -> Answer
     dimensions = fields.whole("dimensions", 1)
     texts = _read_texts(fields, "input")
     fields.refuse_rest()
+    for i, text in enumerate(texts):
+        generation.check_length(len(text), model, "input", f"'input[{i}]'")
     vectors = await model.embed(texts, dimensions)
     write = _as_base64 if form == "base64" else list
     data = [{"object": "embedding", "index": i, "embedding": write(row)} for i, row in enumerate(vectors.rows)]
@@ -43,8 +46,7 @@ def _read_texts(fields: Fields, name: str) -> Any:
     if isinstance(value, str) or (isinstance(value, list) and value and isinstance(value[0], int)):
         value = [value]
     same = isinstance(value, list) and (
-        all(isinstance(one, str) for one in value)
-        or all(isinstance(one, list) and one and all(isinstance(i, int) for i in one) for one in value)
+        all(isinstance(one, str) for one in value) or all(one and are_wholes(one) for one in value)
     )
     if not same or not value:
         raise fields.bad(name, "must be a text or a list of texts or tokens")
@@ -60,6 +62,7 @@ async def rerank(model: Reranker, request: HttpRequest, name: str) -> Answer:
 
     Raises:
         InvalidInput: it asks for what there is not, or is malformed.
+        ContextExceeded: a document is too long, with the query.
     """
     fields = Fields(request.json())
     fields.ignore(*generation.WITHOUT_EFFECT)
@@ -68,7 +71,7 @@ async def rerank(model: Reranker, request: HttpRequest, name: str) -> Answer:
     first = fields.whole("top_n", 1) or len(documents)
     shown = fields.flag("return_documents", True)
     fields.refuse_rest()
-    scores = await model.score([(query, text) for text in documents])
+    scores = await _scores(model, [(query, text) for text in documents], "documents")
     order = sorted(range(len(documents)), key=lambda i: -scores.values[i])[:first]
     results = [
         {"index": i, "relevance_score": scores.values[i]} | ({"document": {"text": documents[i]}} if shown else {})
@@ -95,6 +98,7 @@ async def score(model: Reranker, request: HttpRequest, name: str) -> Answer:
 
     Raises:
         InvalidInput: it asks for what there is not, or is malformed.
+        ContextExceeded: a pair is too long.
     """
     fields = Fields(request.json())
     fields.ignore(*generation.WITHOUT_EFFECT)
@@ -106,9 +110,17 @@ async def score(model: Reranker, request: HttpRequest, name: str) -> Answer:
         raise fields.bad("text_1", "and 'text_2' (or 'queries' and 'documents') must be a text or a list of texts")
     if len(firsts) not in (1, len(seconds)):
         raise fields.bad("text_1", f"has {len(firsts)} texts and 'text_2' {len(seconds)}: it must be one, or as many")
+    if len(seconds) > MAX_TEXTS:
+        raise fields.bad("text_2", f"has {len(seconds)} entries; at most {MAX_TEXTS} are possible")
     if len(firsts) == 1:
         firsts *= len(seconds)
-    scores = await model.score(list(zip(firsts, seconds, strict=True)))
+    scores = await _scores(model, list(zip(firsts, seconds, strict=True)), "documents" if newer else "text_2")
     data = [{"index": i, "object": "score", "score": value} for i, value in enumerate(scores.values)]
     usage = {"prompt_tokens": scores.tokens, "total_tokens": scores.tokens}
     return Whole({**generation.envelope("list", "score", name, request.at), "data": data, "usage": usage})
+
+
+async def _scores(model: Reranker, pairs: list[tuple[str, str]], name: str) -> Scores:
+    for i, (first, second) in enumerate(pairs):
+        generation.check_length(len(first) + len(second), model, name, f"'{name}[{i}]', with what it is compared to,")
+    return await model.score(pairs)

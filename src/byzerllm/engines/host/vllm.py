@@ -1,6 +1,7 @@
 """The process of one vLLM worker: vLLM's own OpenAI server, with what depends on the model and on this machine.
 
-vLLM has processes of its own, which would live on if this one were killed. A small watcher ends them then.
+vLLM has processes of its own, which would live on if this one were killed, and keeps sockets, files and shared memory,
+which would stay. A small watcher ends and removes them then.
 """
 
 from __future__ import annotations
@@ -10,12 +11,17 @@ import importlib.util
 import json
 import os
 import runpy
+import shutil
 import signal
 import stat
 import sys
+import tempfile
 import time
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import suppress
 from typing import Any, NoReturn
+
+import psutil
 
 from byzerllm.engines import cpus, hf_folder, vllm_memory
 from byzerllm.engines.host import turn
@@ -29,6 +35,7 @@ _GUARD = "byzerllm.engines.host.vllm_guard.Guard"
 # Where vLLM has had its server, the newest first.
 _SERVERS = ("vllm.entrypoints.launchers.api_server.entry", "vllm.entrypoints.openai.api_server")
 _WATCH_SECONDS = 0.5
+_CLEAN_SECONDS, _LOOK_SECONDS = 3.0, 0.05
 MAX_LOG = 64 * 2**20
 
 
@@ -124,15 +131,27 @@ def wait_turn(environ: Mapping[str, str]) -> Turn:
 
 
 def watch() -> None:
-    """Start the watcher; it is in this process's group and dies with it."""
+    """Start the watcher; it is in this process's group."""
     leader = os.getpid()
-    if os.getpgrp() == leader and os.fork() == 0:
-        _watch(leader)
+    if os.getpgrp() == leader:
+        folder = take_folder(os.environ)
+        if os.fork() == 0:
+            _watch(leader, folder)
 
 
-def _watch(leader: int) -> NoReturn:
-    """End the whole group once its leader is gone. The log is emptied when it has grown too large, as a worker may run
-    for months."""
+def take_folder(environ: MutableMapping[str, str]) -> str:
+    """Make a folder for all temporary files and sockets of vLLM's processes. This one's own ``tempfile`` goes on with
+    the folder of all workers, where they meet for their turn; what is compiled is kept there too, for the next start.
+    """
+    environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/byzerllm-{os.getuid()}-inductor")
+    folder = tempfile.mkdtemp(prefix="byzerllm-")
+    environ.update(TMPDIR=folder, VLLM_RPC_BASE_PATH=folder)
+    return folder
+
+
+def _watch(leader: int, folder: str) -> NoReturn:
+    """End the whole group once its leader is gone, and remove the folder. The log is emptied when it has grown too
+    large, as a worker may run for months."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     while os.getppid() == leader:
@@ -140,8 +159,30 @@ def _watch(leader: int) -> NoReturn:
         if stat.S_ISREG(log.st_mode) and log.st_size > MAX_LOG:
             os.ftruncate(sys.stdout.fileno(), 0)
         time.sleep(_WATCH_SECONDS)
+    _end_others(leader)
+    shutil.rmtree(folder, ignore_errors=True)
     os.killpg(leader, signal.SIGKILL)
     os._exit(0)
+
+
+def _end_others(leader: int) -> None:
+    """Kill the group but for this process and for Python's tracker, which removes their shared memory and ends when all
+    who have it are gone."""
+    deadline = time.monotonic() + _CLEAN_SECONDS
+    while (others := list(_others(leader))) and time.monotonic() < deadline:
+        for process in others:
+            with suppress(psutil.Error):
+                if not any("resource_tracker" in word for word in process.cmdline()):
+                    process.kill()
+        time.sleep(_LOOK_SECONDS)
+
+
+def _others(leader: int) -> Iterator[psutil.Process]:
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, ProcessLookupError):
+            ours = os.getpgid(process.pid) == leader and process.pid != os.getpid()
+            if ours and process.status() != psutil.STATUS_ZOMBIE:
+                yield process
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from byzerllm.engines.host.tool_calls import MARKERS, format_of
 from byzerllm.errors import ContextExceeded, InvalidInput
 
 NO_TEMPLATE_HINT = "Deploy it with backend.chat_template=FILE (a Jinja template), or use /v1/completions."
+LONGEST_WORD = 100  # characters: of a longer one WordPiece makes a single unknown token
 OF_THE_REQUEST = ("add_generation_prompt", "continue_final_message")  # options that are fields of their own
 
 
@@ -29,7 +30,7 @@ class Words:
         self._folder = folder
         self._thread = OneThread()
         self._hidden = _hidden_tokens(tokenizer)
-        self.longest = max(map(len, tokenizer.get_vocab()), default=1)  # characters of a token
+        self.longest = max(LONGEST_WORD, *map(len, tokenizer.get_vocab()))  # characters of a token
         if template is not None:
             tokenizer.chat_template = template
 
@@ -147,7 +148,8 @@ def variables_of(template: str) -> set[str]:
 
 
 def refused(error: Exception) -> InvalidInput:
-    return InvalidInput(f"The model's chat template does not take these messages: {error}.", param="messages")
+    reason = str(error).rstrip(".")
+    return InvalidInput(f"The model's chat template does not take these messages: {reason}.", param="messages")
 
 
 def text_of(content: Any) -> Any:
