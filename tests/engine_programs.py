@@ -48,6 +48,20 @@ MOODY = SLOW.replace(
 """,
 )
 
+# Removes a file, by a child of its own, once it is gone.
+CLEANING = """
+import os, signal, sys, time
+leader = os.getpid()
+if os.fork():
+    signal.pause()
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("watching", flush=True)
+while os.getppid() == leader:
+    time.sleep(0.05)
+time.sleep(0.3)
+os.unlink(sys.argv[1])
+"""
+
 # Ends as a program does whose error nobody has caught.
 BROKEN = """
 for number in range(100):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from functools import partial
 from http.client import HTTPException
@@ -16,6 +18,8 @@ from tests.fakes import HANG, Reply
 from tests.fixtures_models import SAY
 from tests.harness import Byzer, eventually
 from tests.integration.test_private import LLAMA, ask, deploy, detail, pids
+
+from byzerllm.runtime.holder import _guard
 
 
 def kill(pid: int, number: int = signal.SIGKILL) -> None:
@@ -145,6 +149,17 @@ def test_secrets_from_the_environment_survive_a_crash_and_are_never_stored(fresh
     assert upstream.requests[-1].headers["authorization"] == "Bearer sk-not-to-be-found"
     for path in byzer.home.rglob("*"):
         assert not path.is_file() or b"sk-not-to-be-found" not in path.read_bytes(), path
+
+
+def test_an_engine_whose_holder_dies_may_clean_up(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    command = [sys.executable, "-c", engine_programs.CLEANING, str(tmp_path / "file")]
+    with subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE) as engine:
+        assert engine.stdout
+        assert engine.stdout.readline() == b"watching\n"
+        _guard(engine.pid).close()  # as it is when the holder's process has ended
+        assert engine.wait(20) == -signal.SIGKILL
+        eventually(lambda: not (tmp_path / "file").exists())
 
 
 def test_a_deploy_that_is_interrupted_leaves_nothing(fresh_byzer: Byzer, upstream: Any) -> None:

