@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from tests.ray_cluster import RayByzer, RayCluster
 
-TOLD_SECONDS = 20.0  # until it says why: ten times what is promised, since this machine may be loaded
+TOLD_SECONDS = 3 * 2.0  # until it says why: three times what is promised, since this machine may be loaded
 BOTH_HELD = "waiting for a place: asked 1 GPU per worker, the cluster has 0 of 2 free, held by zephyr_7b_chat"
 
 
