@@ -130,6 +130,16 @@ def test_what_is_not_there_or_no_model_is_refused(
             engine(name).check(parse(path=path))
 
 
+def test_a_chat_template_that_is_none_ends_the_start(name: str, run: Callable[..., Running], tmp_path: Path) -> None:
+    template = tmp_path / "bad.jinja"
+    template.write_text("{{ bad")
+    worker = run(**{"chat_template" if name == "llama_cpp" else "backend.chat_template": str(template)})
+    ended = eventually(lambda: worker.runtime.poll(worker.process), START)
+    assert ended
+    assert ended.code == 1
+    assert "chat_template cannot be read as a Jinja template" in str(engine(name).cause(ended.tail))
+
+
 # Answers
 
 
@@ -313,6 +323,7 @@ def test_a_load_that_fails_ends_with_the_cause(sample: Sample, run: Callable[...
     worker = run(**sample.fails_at_load)
     ended = eventually(lambda: worker.runtime.poll(worker.process), START, "the end of the engine")
     assert ended is not None
+    assert ended
     assert ended.code == 1
     assert str(model) in ended.tail.splitlines()[-1]
     assert "no_such_thing" in ended.tail

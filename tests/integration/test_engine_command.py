@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 import psutil
 import pytest
-from tests.harness import Byzer, eventually
+from tests.harness import Byzer, eventually, free_port
 
 from byzerllm.engines import environments, installation
 from byzerllm.engines.environments import Environments
@@ -303,6 +303,20 @@ def test_a_machine_with_a_gpu_gets_a_build_that_can_use_it_where_there_is_one(
     told.clear()
     assert installs.install("llama_cpp") == (made, False)
     assert [warning.startswith(f"{FOR_CPUS}. ") for warning in told] == ([True] if why_not else [])
+
+
+def test_an_index_that_cannot_be_reached_is_named_as_the_reason(
+    installer: tuple[Installer, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = RECIPES["llama_cpp"]
+    assert chosen.gpu_builds is not None
+    builds = replace(chosen.gpu_builds, index=f"http://127.0.0.1:{free_port()}/simple")
+    monkeypatch.setattr(installation, "recipe", lambda *_args, **_more: replace(chosen, gpu_builds=builds))
+    monkeypatch.setattr(installation, "_settings", lambda *_: set())
+    monkeypatch.setenv("PIP_RETRIES", "1")
+    installs, told = installer
+    installs.install("llama_cpp")
+    assert told[0].startswith(f"{FOR_CPUS} (the index could not be reached)")
 
 
 def test_where_pip_is_told_to_look_it_looks_and_nowhere_else(

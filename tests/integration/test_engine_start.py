@@ -92,12 +92,12 @@ def test_what_it_does_while_it_starts_is_told(fresh_byzer: Byzer, tiny_gguf: Pat
         out, said = command.communicate(timeout=30)
     assert command.returncode == 0, said
     assert out == "Model slow deployed successfully\n"
-    told = [line for line in said.splitlines() if line.startswith("slow: worker 1/1")]
+    told = [line for line in said.splitlines() if line.startswith("slow: worker 0")]
     assert told == [
-        "slow: worker 1/1 starting",
-        "slow: worker 1/1: loading weights",
-        "slow: worker 1/1: preparing its slots",
-        "slow: worker 1/1 ready",
+        "slow: worker 0 starting",
+        "slow: worker 0: loading weights",
+        "slow: worker 0: preparing its slots",
+        "slow: worker 0 ready",
     ]
     assert doing(byzer) == [""]
 

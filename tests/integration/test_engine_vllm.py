@@ -57,8 +57,8 @@ def chat(byzer: Byzer, model: Path) -> str:
         *("--infer_params", "backend.max_model_len=28000", "backend.worker_use_ray=true"),
         timeout=START,
     )
-    assert "worker 1/1: loading weights 1/1 shards" in done.stderr
-    assert "worker 1/1 ready" in done.stderr
+    assert "worker 0: loading weights 1/1 shards" in done.stderr
+    assert "worker 0 ready" in done.stderr
     assert "backend.worker_use_ray has no effect" in done.stderr
     return "chat"
 

@@ -45,7 +45,7 @@ def is_busy(byzer: Byzer, name: str) -> bool:
 def test_a_gguf_answers_with_its_text(byzer: Byzer, tiny_gguf: Path) -> None:
     done = deploy(byzer, "tiny", tiny_gguf, "--worker_concurrency", "2")
     assert done.stdout.splitlines()[-1] == "Model tiny deployed successfully"
-    assert "worker 1/1 ready" in done.stderr
+    assert "worker 0 ready" in done.stderr
     assert byzer.run("query", "--model", "tiny", "--query", "hello world").stdout == SAY + "\n"
     answer = ask(byzer, "tiny")
     assert answer.json()["choices"][0]["message"]["content"] == SAY
@@ -67,6 +67,12 @@ def test_the_context_is_per_slot(byzer: Byzer, loop_gguf: Path) -> None:
     deploy(byzer, "context", loop_gguf, *more)
     usage = ask(byzer, "context", max_tokens=4096).json()["usage"]
     assert 200 <= usage["total_tokens"] <= 260
+
+
+def test_what_a_host_has_to_say_is_told_once(byzer: Byzer, tiny_gguf: Path) -> None:
+    done = deploy(byzer, "clamped", tiny_gguf, "--num_workers", "2", "--infer_params", "n_ctx=1000000")
+    words = "The context is 2048 tokens, for which the model was trained, not n_ctx=1000000."
+    assert done.stderr.splitlines().count(words) == 1
 
 
 def test_embeddings(byzer: Byzer, tiny_gguf: Path) -> None:

@@ -91,17 +91,17 @@ def test_a_deployment_that_fits_beside_the_others_is_admitted() -> None:
         (
             spec(workers=3, cpus=3),
             [],
-            "--cpus_per_worker 3 for 3 workers asks for 9 CPUs, but this machine has 8.",
+            "--cpus_per_worker 3 for 3 workers asks for 9 CPUs, but this machine has 8 CPUs.",
         ),
         (
             spec(gpus=1),
             [spec("a", gpus=1.0), spec("b", workers=2, gpus=0.5), spec("c", cpus=1)],
-            "--gpus_per_worker 1 for 1 workers asks for 1 GPUs, but this machine has 2, of which 2 are held by a, b.",
+            "--gpus_per_worker 1 asks for 1 GPU, but this machine has 2 GPUs, of which 2 are held by a, b.",
         ),
         (
             spec(kind="saas/openai", workers=1000, gpus=3),
             [spec("a", gpus=1)],
-            "--gpus_per_worker 3 for 1 workers asks for 3 GPUs, but this machine has 2.",
+            "--gpus_per_worker 3 asks for 3 GPUs, but this machine has 2 GPUs.",
         ),
     ],
 )
@@ -111,8 +111,16 @@ def test_a_deployment_that_does_not_fit_is_refused_with_the_numbers(
     with pytest.raises(CapacityExceeded) as refused:
         ledger().admit(asked, others)
     assert refused.value.message == message
-    assert refused.value.hint == "Ask for less, or free some with `byzerllm undeploy`."
+    hint = "Ask for less, or free some with `byzerllm undeploy`." if "held by" in message else "Ask for less."
+    assert refused.value.hint == hint
     assert refused.value.param == message[2 : message.index(" ")]
+
+
+def test_without_a_gpu_it_is_said_how_to_do_without() -> None:
+    with pytest.raises(CapacityExceeded, match="--gpus_per_worker 1 asks for 1 GPU, but this machine has no GPU") as no:
+        ledger(gpus=0).admit(spec(gpus=1), [])
+    assert no.value.hint
+    assert "run on the CPU" in no.value.hint
 
 
 def test_a_saas_instance_only_has_to_fit_alone() -> None:

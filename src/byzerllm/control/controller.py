@@ -17,7 +17,7 @@ import msgspec
 
 from byzerllm.control import prepare
 from byzerllm.control.broken import BrokenDeployment
-from byzerllm.control.deployment import Deployment, Notify, plural
+from byzerllm.control.deployment import Deployment, Notify, plural, unheard
 from byzerllm.control.memory import MemoryCheck
 from byzerllm.control.names import Names
 from byzerllm.control.private import PrivateDeployment, Surroundings
@@ -109,8 +109,8 @@ class Controller:
         environment: Mapping[str, str],
         accepted: Callable[[], None],
         notify: Notify,
-        note: Notify,
-        warn: Notify,
+        note: Callable[[str], None],
+        warn: Callable[[str], None],
     ) -> str:
         """Bring the instance to what ``spec`` says; returns ready, unchanged or accepted.
 
@@ -190,7 +190,7 @@ class Controller:
         for deployment in self._deployments.values():
             if not isinstance(deployment, PrivateDeployment):
                 with contextlib.suppress(ByzerError):  # it stays, and its state says why it has no workers
-                    await deployment.start(_silent)
+                    await deployment.start(unheard)
         orphans = [engine for engine, ours in zip(engines, adopted, strict=True) if not ours]
         self._restoring = asyncio.ensure_future(self._bring_back(orphans, list(self._deployments.values())))
 
@@ -247,7 +247,7 @@ class Controller:
         environment: Mapping[str, str],
         accepted: Callable[[], None],
         notify: Notify,
-        warn: Notify,
+        warn: Callable[[str], None],
     ) -> str:
         """The same spec once more: nothing to do, or another try where it does not run."""
         if current.state()[0] is State.READY:
@@ -300,7 +300,7 @@ class Controller:
         """An older client has undeployed the instance: there, killing its name is how that is done."""
         if name in self._deployments:
             log.info("%s was undeployed by an older client", name)
-            self._begin_removal(name, True, _silent)
+            self._begin_removal(name, True, unheard)
 
     def _begin_removal(self, name: str, force: bool, notify: Notify) -> asyncio.Future[None]:
         for task in list(self._operations.get(name, ())):
@@ -389,7 +389,3 @@ class Controller:
         if name not in self._deployments and not lock.locked():
             self._locks.pop(name, None)
             self._operations.pop(name, None)
-
-
-def _silent(message: str) -> None:
-    """Progress that nobody follows."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Protocol
 
 from byzerllm.control.state import State
 from byzerllm.routing.instance import Instance
 from byzerllm.spec import DeploymentSpec
 
-Notify = Callable[[str], None]
-"""Told of progress in words fit for a person."""
+
+class Notify(Protocol):
+    """Told of progress in words fit for a person; what is ``lasting`` is to stay in sight."""
+
+    def __call__(self, message: str, *, lasting: bool = False) -> None: ...
 
 
 class Deployment(Protocol):
@@ -52,6 +54,10 @@ class Deployment(Protocol):
     def worker_details(self) -> list[dict[str, Any]]:
         """What is known of each worker beyond its slots (process, restarts, last error)."""
         ...
+
+
+def unheard(message: str, *, lasting: bool = False) -> None:
+    """The ``Notify`` where nobody waits."""
 
 
 def plural(count: int, noun: str) -> str:

@@ -12,9 +12,9 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
-from byzerllm.control.deployment import Notify
+from byzerllm.control.deployment import Notify, unheard
 from byzerllm.control.drain import wait_until_drained
-from byzerllm.control.engine_worker import EnginePlan, EngineWorker, ended_error, launch, probe, wait_ready
+from byzerllm.control.engine_worker import EnginePlan, EngineWorker, ended_error, launch, notes, probe, wait_ready
 from byzerllm.control.reconcile import Desired, Drain, reconcile
 from byzerllm.control.state import STEADY_AFTER, Phase, State, instance_state, restart_pause
 from byzerllm.control.store import SavedEngine, Store
@@ -62,7 +62,8 @@ class PrivateDeployment:
         self._main: asyncio.Task[None] | None = None
         self._failure: ByzerError | None = None  # the first one since ``_settle`` began
         self._settling = False
-        self._notify: Notify = lambda message: None
+        self._notify: Notify = unheard
+        self._noted: set[str] = set()  # what was said since then; each worker would say the same
         self.instance = Instance(
             spec.name,
             self._plan.options.task,
@@ -172,6 +173,7 @@ class PrivateDeployment:
     async def _settle(self, notify: Notify) -> None:
         """Wait until there is nothing left to do. The first failure meanwhile ends it."""
         self._failure, self._settling, self._notify = None, True, notify
+        self._noted.clear()
         told = ""
         try:
             while not self._settled():
@@ -183,7 +185,7 @@ class PrivateDeployment:
                     notify(told)
                 await asyncio.sleep(0.01)
         finally:
-            self._settling, self._notify = False, lambda message: None
+            self._settling, self._notify = False, unheard
 
     def _settled(self) -> bool:
         workers = list(self._workers.values())
@@ -261,7 +263,7 @@ class PrivateDeployment:
         around = self._around
         if worker.process is not None:  # it ended by itself; its children may not have
             await self._kill(worker)
-        self._notify(f"worker {worker.index + 1}/{self.spec.num_workers} starting")
+        self._notify(f"worker {worker.index} starting")
         try:
             start = await launch(worker, around.runtime, Need.of(self.spec))
             assert worker.process is not None
@@ -271,9 +273,13 @@ class PrivateDeployment:
             await self._kill(worker)
             self._went_down(worker, error)
             return
+        for note in await notes(worker, around.runtime):
+            if note not in self._noted:
+                self._noted.add(note)
+                self._notify(note, lasting=True)
         self._into_rotation(worker)
         log.info("%s: worker %d is ready (pid %d)", self.spec.name, worker.index, worker.process.pid)
-        self._notify(f"worker {worker.index + 1}/{self.spec.num_workers} ready")
+        self._notify(f"worker {worker.index} ready")
 
     async def _readopt_worker(self, worker: EngineWorker, process: EngineProcess) -> None:
         """It ran under an earlier server, but may have been loading still, or hang."""
@@ -287,8 +293,8 @@ class PrivateDeployment:
         self._into_rotation(worker)
         log.info("%s: worker %d was re-adopted (pid %d)", self.spec.name, worker.index, process.pid)
 
-    def _teller(self, worker: EngineWorker) -> Notify:
-        return lambda doing: self._notify(f"worker {worker.index + 1}/{self.spec.num_workers}: {doing}")
+    def _teller(self, worker: EngineWorker) -> Callable[[str], None]:
+        return lambda doing: self._notify(f"worker {worker.index}: {doing}")
 
     def _into_rotation(self, worker: EngineWorker) -> None:
         self.instance.set_unavailable(None)

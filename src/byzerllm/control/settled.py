@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 
-from byzerllm.control.deployment import Deployment
+from byzerllm.control.deployment import Deployment, unheard
 from byzerllm.control.saas import SaasDeployment
 from byzerllm.control.state import State
 from byzerllm.errors import ByzerError
@@ -23,7 +23,7 @@ async def settled(
         deployment = deployments[name]
         if isinstance(deployment, SaasDeployment) and deployment.state()[0] is State.FAILED:
             with suppress(ByzerError):
-                await deployment.start(lambda message: None)
+                await deployment.start(unheard)
     while waiting:
         for name in list(waiting):
             known = deployments.get(name)

@@ -34,6 +34,7 @@ Tell = Callable[[str], None]
 _LAST_LINES = 8
 _LONGEST_HALF = 130  # characters
 _PIP_ERROR = "ERROR: "
+_UNREACHABLE = "Retrying (Retry("  # pip's word on a connection that failed; its errors are of what it then lacks
 _TRIAL = "byzerllm.engines.host.modules"
 _OWN_SOURCE = ("extra-index-url", "find-links", "no-index")  # pip's settings that say where to look beyond its index
 
@@ -215,6 +216,8 @@ class _Runs:
                 raise
         if process.returncode:
             errors = [line.removeprefix(_PIP_ERROR) for line in lines if line.startswith(_PIP_ERROR)]
+            if errors and any(_UNREACHABLE in line for line in lines):
+                errors.append("the index could not be reached")
             said = ":\n" + "\n".join(map(_shortened, errors)) if errors else ". Its last lines:\n" + "\n".join(lines)
             raise EngineMissing(
                 f"The installation of {self.engine} failed{said}",

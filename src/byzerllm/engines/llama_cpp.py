@@ -81,6 +81,10 @@ _CAUSES: tuple[tuple[str, str], ...] = (
     ),
     (r"Failed to load CLIP model from (.+)", "mmproj={0} is no projector that this llama.cpp knows."),
     (r"failed to apply lora adapter: (.+)", "lora_path does not fit the model: {0}."),
+    (
+        r"chat template parsing error: std::exception",
+        "chat_template cannot be read as a Jinja template; llama.cpp does not say where it is wrong.",
+    ),
     (r"chat template parsing error: (.+)", "chat_template cannot be used: {0}."),
     (
         r"PTX was compiled with an unsupported toolchain",

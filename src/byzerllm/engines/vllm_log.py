@@ -23,6 +23,7 @@ _KILLED = "One of vLLM's processes was killed, as a rule by the system when it r
 
 # Why it ended, and what to do: the first that is found anywhere in the log's end. {name} is the group of that name.
 _ADVICE: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile(r"(?m)^byzerllm: cause: (?P<what>.+)"), "{what}"),
     (
         re.compile(
             r"Available memory on node \d+ \((?P<free>[\d.]+)/(?P<all>[\d.]+) GiB\).*?desired CPU memory utilization "

@@ -10,6 +10,7 @@ from urllib.parse import parse_qs, unquote
 import msgspec
 
 from byzerllm.control.controller import Controller
+from byzerllm.control.deployment import Notify
 from byzerllm.errors import InvalidInput, NotFound
 from byzerllm.gateway.events import Emit, Operations
 from byzerllm.gateway.http import Receive, Scope, Send, read_body, send_json
@@ -177,8 +178,11 @@ class Admin:
 _WORDS = {"ready": "ready", "accepted": "being deployed", "unchanged": "already deployed with these parameters"}
 
 
-def _progress(emit: Emit) -> Callable[[str], None]:
-    return lambda message: emit({"event": "progress", "message": message})
+def _progress(emit: Emit) -> Notify:
+    def notify(message: str, *, lasting: bool = False) -> None:
+        emit({"event": "note" if lasting else "progress", "message": message})
+
+    return notify
 
 
 def _flag(query: dict[str, str], name: str) -> bool:

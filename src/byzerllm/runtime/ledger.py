@@ -71,18 +71,19 @@ class Ledger:
         """
         specs = [s for s in others if not s.is_saas]
         workers = 1 if spec.is_saas else spec.num_workers
-        for what, flag, total in (
-            ("CPUs", "cpus_per_worker", self.capacity.cpus),
-            ("GPUs", "gpus_per_worker", self.capacity.gpus),
+        for unit, flag, total in (
+            ("CPU", "cpus_per_worker", self.capacity.cpus),
+            ("GPU", "gpus_per_worker", self.capacity.gpus),
         ):
             wanted = getattr(spec, flag) * workers
             held = 0.0 if spec.is_saas else sum(getattr(s, flag) * s.num_workers for s in specs)
             if wanted > total - held + 1e-9:
                 names = ", ".join(s.name for s in specs if getattr(s, flag))
+                asked = f"--{flag} {getattr(spec, flag):g}" + (f" for {workers} workers" if workers > 1 else "")
                 raise CapacityExceeded(
-                    f"--{flag} {getattr(spec, flag):g} for {workers} workers asks for {wanted:g} {what}, but this "
-                    f"machine has {total:g}" + (f", of which {held:g} are held by {names}." if held else "."),
-                    hint="Ask for less, or free some with `byzerllm undeploy`.",
+                    f"{asked} asks for {_count(wanted, unit)}, but this machine has {_count(total, unit)}"
+                    + (f", of which {held:g} are held by {names}." if held else "."),
+                    hint=_advice(unit, total, held),
                     param=flag,
                 )
 
@@ -92,3 +93,13 @@ class Ledger:
             for device in devices:
                 free[device] = free.get(device, 0.0) - (wanted if wanted < 1 else 1.0)
         return free
+
+
+def _count(number: float, unit: str) -> str:
+    return f"{number:g} {unit}{'' if number == 1 else 's'}" if number else f"no {unit}"
+
+
+def _advice(unit: str, total: float, held: float) -> str:
+    if unit == "GPU" and not total:
+        return "Leave it out to run on the CPU. nvidia-smi tells whether the driver knows of a GPU."
+    return "Ask for less, or free some with `byzerllm undeploy`." if held else "Ask for less."

@@ -15,7 +15,7 @@ from byzerllm.engines.host.decoder import LocalDecoder, probe
 from byzerllm.engines.host.grammar import Grammars
 from byzerllm.engines.host.runner import Runner
 from byzerllm.engines.host.serial import Serial
-from byzerllm.engines.host.words import Words, end_ids, read_template, sampling_defaults
+from byzerllm.engines.host.words import Words, end_ids, sampling_defaults
 
 DEFAULT_CONTEXT = 2048  # of a model that does not say
 
@@ -60,12 +60,13 @@ def load(path: str, values: Mapping[str, Any], slots: int) -> CausalLM:
     """Load the model of a folder. Ends the process, with the cause in the log, if it cannot be loaded."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
+    template = loading.template_of(values)
     base, _ = loading.adapter_of(path, values)
     trusted = values.get("trust_remote_code", False)
     config = AutoConfig.from_pretrained(base, trust_remote_code=trusted)
     tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=trusted)
     model = loading.load(AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM, path, values)
-    words = Words(tokenizer, vocabulary(model), base, read_template(values.get("chat_template")))
+    words = Words(tokenizer, vocabulary(model), base, template)
     context = context_of(base, values)
     loading.phase("warming up")
     work, context = worker_of(model, slots, context, values)
@@ -82,12 +83,14 @@ def worker_of(
 ) -> tuple[Any, int]:
     """What generates, and the context that there is memory for. ``check`` says why a decoder cannot be batched."""
     if model.config.is_encoder_decoder or getattr(model, "_is_stateful", False):
-        loading.say(f"{type(model).__name__} cannot be batched: requests are answered one after the other")
+        loading.note(f"{type(model).__name__} cannot be batched: requests are answered one after the other.")
         return Serial(model).work, context
     decoder = LocalDecoder(model, context)
     problem = problem_of(decoder, check)
     if problem:
-        loading.say(f"{type(model).__name__} cannot be batched ({problem}): requests are answered one after the other")
+        loading.note(
+            f"{type(model).__name__} cannot be batched ({problem}): requests are answered one after the other."
+        )
         return Serial(model).work, context
     budget = loading.cache_budget(loading.devices_of(model), values)
     context = context_within(decoder.token_bytes, context, budget, values)
@@ -112,5 +115,5 @@ def context_within(token_bytes: int, context: int, budget: int, values: Mapping[
     numbers = f"{context} tokens of context take {context * token_bytes:,} bytes, and {budget:,} are free for them"
     if values.get("max_model_len") or room < 1:
         loading.fail(f"out of memory: {numbers}. Give a smaller backend.max_model_len (at most {room}).")
-    loading.say(f"{numbers}: the context is {room} tokens here")
+    loading.note(f"The context is {room} tokens: {numbers}.")
     return room

@@ -13,7 +13,7 @@ from byzerllm.engines.host.batching import Batcher
 from byzerllm.engines.host.causal_lm import CausalLM, context_of, context_within, problem_of, vocabulary, worker_of
 from byzerllm.engines.host.decoder import LocalDecoder
 from byzerllm.engines.host.serial import Serial
-from byzerllm.engines.host.words import Words, read_template
+from byzerllm.engines.host.words import Words
 from byzerllm.engines.hosting import OPTIONS_VARIABLE, host_command
 
 MODULE = "byzerllm.engines.host.deepspeed_lm"
@@ -24,6 +24,7 @@ def load(path: str, values: Mapping[str, Any], slots: int) -> CausalLM:
     cause in the log, if it cannot be loaded."""
     from transformers import AutoTokenizer
 
+    template = loading.template_of(values)
     device = loading.device_of(values)
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=values.get("trust_remote_code", False))
     context = context_of(path, values)
@@ -31,7 +32,7 @@ def load(path: str, values: Mapping[str, Any], slots: int) -> CausalLM:
         model, work, context = _shared(path, values, slots, context, device)
     else:
         model, work, context = _whole(path, values, slots, context, device)
-    words = Words(tokenizer, vocabulary(model), path, read_template(values.get("chat_template")))
+    words = Words(tokenizer, vocabulary(model), path, template)
     return CausalLM(model, tokenizer, words, path, context, work)
 
 
@@ -53,7 +54,7 @@ def _whole(path: str, values: Mapping[str, Any], slots: int, context: int, devic
             injected = kernels.of(model)
             kernels.check(injected, right)
             return model, Serial(injected).work, context
-        loading.say(f"DeepSpeed has no kernels for {type(model).__name__}: it runs with its own layers")
+        loading.note(f"DeepSpeed has no kernels for {type(model).__name__}: it runs with its own layers.")
     loading.phase("warming up")
     return model, *worker_of(model, slots, context, values)
 
@@ -73,7 +74,7 @@ def _kernels_context(model: Any, context: int, values: Mapping[str, Any]) -> int
             f"out of memory: beside the weights {max(0, free):,} bytes are free, in which DeepSpeed's kernels have a "
             f"place for {possible} tokens, and not for {context}. Give a smaller backend.max_model_len."
         )
-    loading.say(f"DeepSpeed's kernels have memory for {possible} tokens: that is the context here")
+    loading.note(f"The context is {possible} tokens: there is no memory for more in DeepSpeed's kernels.")
     return possible
 
 

@@ -1,6 +1,7 @@
 """Loading weights with transformers: data type, device, quantisation, adapters; and the words of the log.
 
-Lines that begin with ``byzerllm:`` are read by the server: ``phase:`` is what is being done, ``cause:`` why it failed.
+Lines that begin with ``byzerllm:`` are read by the server: ``phase:`` is what is being done, ``cause:`` why it failed,
+``note:`` what a deployer is to know.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from byzerllm.engines.host import cuda
+from byzerllm.engines.host.templates import flaw_of, template_text
+from byzerllm.engines.hosting import NOTE
 
 PREFIX = "byzerllm: "
 CPU_SHARE = 0.5  # of the free memory, for keys and values
@@ -21,6 +24,12 @@ GPU_SHARE = 0.9
 def say(text: str) -> None:
     """A line for the log."""
     sys.stdout.write(f"{PREFIX}{text}\n")
+    sys.stdout.flush()
+
+
+def note(text: str) -> None:
+    """What whoever deploys is to know, shown when the worker is ready."""
+    sys.stdout.write(f"{NOTE}{' '.join(text.split())}\n")
     sys.stdout.flush()
 
 
@@ -184,6 +193,16 @@ def _with_adapter(model: Any, adapter: str) -> Any:
     except ImportError:
         fail(f"A LoRA adapter needs the package peft. Run: {sys.executable} -m pip install peft")
     return PeftModel.from_pretrained(model, adapter).merge_and_unload()
+
+
+def template_of(values: Mapping[str, Any]) -> str | None:
+    """The chat template that was given. Ends the process if it is none: every chat would fail."""
+    if "chat_template" not in values:
+        return None
+    template = template_text(values["chat_template"])
+    if flaw := flaw_of(template):
+        fail(f"backend.chat_template cannot be read as a Jinja template: {flaw}.")
+    return template
 
 
 def cache_budget(devices: Iterable[Any], values: Mapping[str, Any]) -> int:

@@ -19,7 +19,8 @@ from byzerllm.engines.host.batches import OneThread
 from byzerllm.engines.host.causal_lm import CausalLM, context_of, vocabulary, worker_of
 from byzerllm.engines.host.decoder import probe, probe_inputs
 from byzerllm.engines.host.parts import MAX_SECONDS, WINDOW, Parts, Senses
-from byzerllm.engines.host.words import Words, read_template, refusals, refused
+from byzerllm.engines.host.templates import refusals, refused
+from byzerllm.engines.host.words import Words
 from byzerllm.errors import InvalidInput
 
 STRING = "xqzv"  # that no chat template writes by itself
@@ -184,9 +185,9 @@ def _do_without_videos() -> None:
 
 def load(path: str, values: Mapping[str, Any], slots: int) -> MultimodalChat:
     """Load the model of a folder with its processor."""
+    template = loading.template_of(values)
     base, _ = loading.adapter_of(path, values)
     processor = load_processor(base, values)
-    template = read_template(values.get("chat_template"))
     if template is not None:
         processor.chat_template = template
     model = load_model(path, values)

@@ -19,12 +19,14 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, NoReturn
 
 import psutil
 
 from byzerllm.engines import cpus, hf_folder, vllm_memory
 from byzerllm.engines.host import turn
+from byzerllm.engines.host.templates import flaw_of, template_text
 from byzerllm.engines.host.turn import Turn
 from byzerllm.engines.host.vllm_guard import Guard
 from byzerllm.engines.hosting import OPTIONS_VARIABLE
@@ -42,6 +44,7 @@ MAX_LOG = 64 * 2**20
 def main() -> None:
     """Serve until SIGTERM. The arguments are vLLM's own."""
     given = json.loads(os.environ.pop(OPTIONS_VARIABLE))
+    check_template(given["values"])
     watch()
     sys.argv += completed(given, os.environ)
     os.environ.update(threads(given, os.environ))
@@ -49,11 +52,26 @@ def main() -> None:
     if given["shares_gpu"]:
         Guard.turn = wait_turn(os.environ)
     sys.argv += ["--middleware", _GUARD]  # added last, it is asked first
+    _say("phase: importing vLLM")
     for name in _SERVERS:
         if _exists(name):
             _run(name)
             return
     raise SystemExit(f"this vLLM has no server where byzerllm looks for it: {', '.join(_SERVERS)}")
+
+
+def check_template(values: Mapping[str, Any]) -> None:
+    """End the process if the chat template is none: vLLM would start with it, and every chat fail."""
+    template = values.get("chat_template", "")
+    # What is neither a file nor has a brace may be a name that vLLM knows.
+    if ("{" in template or Path(template).is_file()) and (flaw := flaw_of(template_text(template))):
+        _say(f"cause: backend.chat_template cannot be read as a Jinja template: {flaw}.")
+        raise SystemExit(1)
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"byzerllm: {text}\n")
+    sys.stdout.flush()
 
 
 def _exists(module: str) -> bool:
@@ -124,8 +142,7 @@ def wait_turn(environ: Mapping[str, str]) -> Turn:
     """Wait until no other worker is starting on the same GPU."""
 
     def waiting() -> None:
-        sys.stdout.write("byzerllm: phase: waiting for workers that start on the same GPU\n")
-        sys.stdout.flush()
+        _say("phase: waiting for workers that start on the same GPU")
 
     return Turn(turn.path_of(environ["CUDA_VISIBLE_DEVICES"]), waiting)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from byzerllm.engines.host.backend import Sampling
 from byzerllm.engines.host.batches import OneThread
+from byzerllm.engines.host.templates import refusals, refused, variables_of
 from byzerllm.engines.host.tool_calls import MARKERS, format_of
 from byzerllm.errors import ContextExceeded, InvalidInput
 
@@ -126,32 +126,6 @@ class Words:
         return {name for name in found if name == "documents" or name not in ("messages", *parameters)}
 
 
-_MARK = re.compile(r"{%[-+]?\s*(?:end)?generation\s*[-+]?%}")
-
-
-def refusals() -> tuple[type[Exception], ...]:
-    """What a chat template raises for messages that it does not take."""
-    import jinja2
-
-    wrong_kind = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
-    return (jinja2.TemplateError, *wrong_kind)
-
-
-def variables_of(template: str) -> set[str]:
-    """The variables of a chat template that it does not set itself."""
-    import jinja2.meta
-
-    environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
-    # A tag of transformers' own: it marks what the model has said.
-    found: set[str] = jinja2.meta.find_undeclared_variables(environment.parse(_MARK.sub("", template)))
-    return found
-
-
-def refused(error: Exception) -> InvalidInput:
-    reason = str(error).rstrip(".")
-    return InvalidInput(f"The model's chat template does not take these messages: {reason}.", param="messages")
-
-
 def text_of(content: Any) -> Any:
     """The text of a message whose content came in parts.
 
@@ -189,13 +163,6 @@ def _hidden_tokens(tokenizer: Any) -> frozenset[int]:
     special = {token: added.content for token, added in known.items() if added.special}
     markers = {token for token, text in special.items() if text in MARKERS}
     return frozenset(special.keys() - markers) if markers else frozenset()
-
-
-def read_template(value: str | None) -> str | None:
-    """``backend.chat_template``: a file's path, or the template itself."""
-    if value is None or "{" in value:
-        return value
-    return Path(value).expanduser().read_text("utf-8")
 
 
 def sampling_defaults(folder: str) -> Sampling:
