@@ -36,7 +36,8 @@ OURS = ("byzerllm.engines.host", "byzerllm-guardian")  # in the command line of 
 MOCK = ("--pretrained_model_type", "saas/mock")
 LLAMA = ("--pretrained_model_type", "custom/auto", "--infer_backend", "llama_cpp")
 ROWS = {
-    *("name", "pretrained_model_type", "infer_backend", "model", "state", "reason", "num_workers", "ready_workers"),
+    *("name", "pretrained_model_type", "infer_backend", "task", "model", "state", "reason"),
+    *("num_workers", "ready_workers"),
     *("slots_free", "slots_total", "queued", "total_requests", "load_balance", "created_at", "spec"),
 }
 STAT = {

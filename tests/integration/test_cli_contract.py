@@ -161,6 +161,7 @@ DEPLOYMENT = {
     "name": "m",
     "pretrained_model_type": "saas/mock",
     "infer_backend": "",
+    "task": "chat",
     "model": "mock-chat",
     "state": "degraded",
     "reason": "worker 2 died\nmore",

@@ -27,6 +27,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
             d["name"],
             d["pretrained_model_type"],
             d["infer_backend"],
+            d["task"],
             d["model"],
             f"{d['ready_workers']}/{d['num_workers']}",
             d["state"],
@@ -34,5 +35,5 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
         )
         for d in deployments
     ]
-    console.data(table(("MODEL", "TYPE", "BACKEND", "UPSTREAM MODEL", "WORKERS", "STATE", "REASON"), rows))
+    console.data(table(("MODEL", "TYPE", "BACKEND", "TASK", "UPSTREAM MODEL", "WORKERS", "STATE", "REASON"), rows))
     return 0

@@ -18,6 +18,7 @@ def status(deployment: Deployment) -> dict[str, Any]:
         "name": spec.name,
         "pretrained_model_type": spec.pretrained_model_type,
         "infer_backend": spec.infer_backend,
+        "task": instance.task.value,
         "model": spec.model_path or (instance.workers[0].upstream.model if instance.workers else ""),
         "state": state.value,
         "reason": reason,
