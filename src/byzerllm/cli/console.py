@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from byzerllm.errors import ByzerError, Conflict
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 _CLEAR_LINE = "\r\x1b[K"
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
@@ -52,6 +52,16 @@ class Console:
         width = os.get_terminal_size(self._err.fileno()).columns
         self._write_err(text[: width - 1] if width else text)  # a wrapped line could not be cleared
         self._progress_shown = True
+
+    def event(self, name: str, event: Mapping[str, Any]) -> None:
+        """What the server tells while it works on the instance ``name``."""
+        match event["event"]:
+            case "warning":
+                self.note(f"byzerllm: warning: {event['message']}")
+            case "note":
+                self.note(event["message"])
+            case "progress":
+                self.progress(f"{name}: {event['message']}")
 
     def dim(self, text: str) -> None:
         """Text beside the data proper, shown on a terminal only."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -130,14 +131,6 @@ def _absolute(path: str) -> str:
 
 
 def _deploy(client: AdminClient, body: dict[str, Any], name: str, console: Console) -> Event:
-    def notify(event: Event) -> None:
-        if event["event"] == "warning":
-            console.note(f"byzerllm: warning: {event['message']}")
-        elif event["event"] == "note":
-            console.note(event["message"])
-        elif event["event"] == "progress":
-            console.progress(f"{name}: {event['message']}")
-
     final = ("unchanged", "ready") if body["wait"] else ("unchanged", "ready", "accepted")
     try:
         return client.operation(
@@ -145,7 +138,7 @@ def _deploy(client: AdminClient, body: dict[str, Any], name: str, console: Conso
             "/admin/deployments",
             body,
             final=final,
-            notify=notify,
+            notify=partial(console.event, name),
             lost_hint=f"Run byzerllm stat --model {name} to see what became of it.",
         )
     except Conflict as error:

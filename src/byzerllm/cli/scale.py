@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -32,7 +33,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
         f"/admin/deployments/{quote(name, safe='')}/scale",
         {"num_workers": count},
         final=("ready", "unchanged"),
-        notify=lambda event: console.progress(f"{name}: {event['message']}") if "message" in event else None,
+        notify=partial(console.event, name),
         lost_hint=f"Run byzerllm stat --model {name} to see what became of it.",
     )
     console.data(f"Model {name} scaled to {count} {'worker' if count == 1 else 'workers'}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -23,7 +24,7 @@ def run(arguments: argparse.Namespace, console: Console, settings: Settings) -> 
         "DELETE",
         f"/admin/deployments/{quote(name, safe='')}?force={arguments.force:d}",
         final=("gone",),
-        notify=lambda event: console.progress(f"{name}: {event['message']}"),
+        notify=partial(console.event, name),
         lost_hint=f"Run byzerllm stat --model {name} to see what became of it.",
     )
     console.data(f"Model {name} undeployed successfully")

@@ -15,7 +15,6 @@ from byzerllm.control.ending import failure
 from byzerllm.control.state import Phase, WorkerView
 from byzerllm.control.upstreams import engine_upstream
 from byzerllm.engines.base import Engine, EngineOptions, Launch
-from byzerllm.engines.hosting import NOTE
 from byzerllm.errors import ByzerError, DeploymentFailed, UpstreamError
 from byzerllm.relay.pool import Pool
 from byzerllm.relay.target import parse_target, request_head
@@ -30,6 +29,7 @@ _WATCH = 0.5  # seconds between two looks at the process while a try waits for i
 _ANSWER_LIMIT = 64 * 1024
 _FIGURES = re.compile(r"\d+")
 _FOLLOWED_LINES = 100  # of what a worker has said before we begin to listen
+_NOTE = "byzerllm: note: "  # begins what a host's log has for whoever deploys
 _START_LINES = 2000  # at most, of a start
 
 
@@ -130,7 +130,7 @@ async def notes(worker: EngineWorker, runtime: Runtime) -> list[str]:
     with suppress(ByzerError):  # no log to be had
         log = b"".join([part async for part in runtime.logs(worker.id, tail=_START_LINES, follow=False)])
     lines = log.rpartition(START_LINE)[2].decode("utf-8", "replace").splitlines()
-    return [line.removeprefix(NOTE) for line in lines if line.startswith(NOTE)]
+    return [line.removeprefix(_NOTE) for line in lines if line.startswith(_NOTE)]
 
 
 def newest(phases: Iterable[str]) -> list[str]:

@@ -273,7 +273,7 @@ class PrivateDeployment:
             await self._kill(worker)
             self._went_down(worker, error)
             return
-        for note in await notes(worker, around.runtime):
+        for note in await notes(worker, around.runtime) if self._settling else ():
             if note not in self._noted:
                 self._noted.add(note)
                 self._notify(note, lasting=True)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import byzerllm
 
-NOTE = "byzerllm: note: "  # begins a line of a host's log that is for whoever deploys
 OPTIONS_VARIABLE = "BYZERLLM_ENGINE"  # a host is told all in this one, since others can read a process's arguments
 
 # At the end of the search path: in front, the server's other packages would take the place of the engine's own. For the

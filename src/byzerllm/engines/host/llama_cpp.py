@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from byzerllm.engines import cpus, gguf
 from byzerllm.engines.host import modules
-from byzerllm.engines.hosting import NOTE, OPTIONS_VARIABLE
+from byzerllm.engines.hosting import OPTIONS_VARIABLE
 from byzerllm.errors import InvalidInput
 
 POOLING_MEAN = 1
@@ -50,9 +50,7 @@ def _complete(values: dict[str, Any], slots: int, header: gguf.Header) -> dict[s
     asked = values.get("n_ctx")
     context = gguf.slot_context(header, asked)
     if asked and asked > context:
-        sys.stdout.write(
-            f"{NOTE}The context is {context} tokens, for which the model was trained, not n_ctx={asked}.\n"
-        )
+        _say(f"note: The context is {context} tokens, for which the model was trained, not n_ctx={asked}.")
     values["n_ctx"] = context * slots
     values["n_parallel"] = slots
     share = max(1, cpus.physical() // values.pop("sharers"))

@@ -14,7 +14,6 @@ from typing import Any, NoReturn
 
 from byzerllm.engines.host import cuda
 from byzerllm.engines.host.templates import flaw_of, template_text
-from byzerllm.engines.hosting import NOTE
 
 PREFIX = "byzerllm: "
 CPU_SHARE = 0.5  # of the free memory, for keys and values
@@ -29,8 +28,7 @@ def say(text: str) -> None:
 
 def note(text: str) -> None:
     """What whoever deploys is to know, shown when the worker is ready."""
-    sys.stdout.write(f"{NOTE}{' '.join(text.split())}\n")
-    sys.stdout.flush()
+    say(f"note: {' '.join(text.split())}")
 
 
 def phase(text: str) -> None:
