@@ -222,10 +222,10 @@ def fetching(**backend: str) -> tuple[str, Any]:
 
 
 def test_vllm_fetches_only_from_where_the_deployer_says() -> None:
-    assert fetching() == ("engine", None)
-    assert fetching(allowed_media_domains="a.example,b.example") == ("engine_fetching", ["a.example", "b.example"])
-    assert fetching(allowed_local_media_path="/images") == ("engine_fetching", ["nothing.invalid"])
-    assert fetching(allowed_media_domains="[]") == ("engine_fetching", ["nothing.invalid"])
+    assert fetching() == ("vllm", None)
+    assert fetching(allowed_media_domains="a.example,b.example") == ("vllm_fetching", ["a.example", "b.example"])
+    assert fetching(allowed_local_media_path="/images") == ("vllm_fetching", ["nothing.invalid"])
+    assert fetching(allowed_media_domains="[]") == ("vllm_fetching", ["nothing.invalid"])
     launch = VLLM.command(options(), "127.0.0.1", 7, "secret")
     assert launch.env["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] == "0"
 

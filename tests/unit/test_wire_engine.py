@@ -1,4 +1,4 @@
-"""What an engine must not be made to fetch."""
+"""What an engine must not be made to fetch, and the words of its errors."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from byzerllm.errors import InvalidInput
+from byzerllm.errors import InvalidInput, UpstreamError
 from byzerllm.wire import ENGINE_WIRES
 from byzerllm.wire.base import Request, Task
 
-CLOSED = ["engine", "llama_cpp"]
+CLOSED = ["engine", "llama_cpp", "vllm"]
 ADDRESS = {"type": "image_url", "image_url": {"url": "http://127.0.0.1/x.png"}}
 
 
@@ -78,7 +78,7 @@ def test_an_escaped_name_hides_no_address() -> None:
         body("engine", Request(Task.CHAT, {"messages": msgspec.Raw(hidden)}, "mine", False))
 
 
-@pytest.mark.parametrize("wire", [*CLOSED, "engine_fetching"])
+@pytest.mark.parametrize("wire", [*CLOSED, "vllm_fetching"])
 @pytest.mark.parametrize(
     "fields",
     [
@@ -95,4 +95,36 @@ def test_what_is_inside_a_request_passes_unchanged(wire: str, fields: dict[str, 
 
 
 def test_an_engine_that_was_told_what_to_fetch_gets_the_address() -> None:
-    assert body("engine_fetching", request(Task.CHAT, messages=message(ADDRESS)))["messages"] == message(ADDRESS)
+    assert body("vllm_fetching", request(Task.CHAT, messages=message(ADDRESS)))["messages"] == message(ADDRESS)
+
+
+def refusal(wire: str, message: str, status: int = 400, code: Any = 400) -> UpstreamError:
+    body = {"error": {"message": message, "type": "BadRequestError", "param": None, "code": code}}
+    return ENGINE_WIRES[wire].error(status, {}, json.dumps(body).encode())
+
+
+@pytest.mark.parametrize("wire", [*CLOSED, "vllm_fetching"])
+def test_a_code_that_repeats_the_status_becomes_that_of_our_refusals(wire: str) -> None:
+    plain = refusal(wire, "no")
+    assert (plain.vendor_code, plain.message) == ("invalid_request", "no")
+    assert refusal(wire, "no", code="its_own").vendor_code == "its_own"
+    failed = refusal(wire, "no", status=500, code=500)
+    assert (failed.status, failed.vendor_code) == (500, 500)
+
+
+def test_vllms_word_for_a_prompt_that_is_too_long_is_openais() -> None:
+    said = "This model's maximum context length is 8 tokens. However, your prompt contains 9 input tokens"
+    found = refusal("vllm", said)
+    assert (found.vendor_code, found.vendor_type) == ("context_length_exceeded", "invalid_request_error")
+    assert refusal("vllm", said, status=500, code=500).vendor_code == 500
+
+
+def test_vllms_flags_are_named_as_they_are_given_here() -> None:
+    auto = '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set'
+    assert refusal("vllm", auto).message == (
+        '"auto" tool choice requires backend.enable_auto_tool_choice and backend.tool_call_parser to be set '
+        "(parameters of byzerllm deploy)."
+    )
+    embeds = "You must set `--enable-prompt-embeds` to input `prompt_embeds`."
+    assert "set backend.enable_prompt_embeds to input `prompt_embeds` (" in refusal("vllm", embeds).message
+    assert refusal("vllm", "no a--b or -- c").message == "no a--b or -- c"

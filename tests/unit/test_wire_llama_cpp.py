@@ -206,6 +206,11 @@ def test_errors_have_the_names_and_the_status_that_clients_know() -> None:
         ("Failed to parse tools: Expected 'tools' to be an array, got 5; tools = 5", "an array, got 5", "tools"),
         ("Failed to parse messages: Missing tool call type: {}", "Missing tool call type", "messages"),
         (
+            "Field 'n': Value must be between 1 <= value <= 1, but got 2",
+            r"^'n' is at most 1, the slots of a worker: deploy it with --worker_concurrency 2\.$",
+            "n",
+        ),
+        (
             "vector::_M_range_check: __n (which is 999) >= this->size() (which is 512)",
             r"^There is no token 999: the model has 512\.$",
             "tokens",

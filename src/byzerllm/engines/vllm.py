@@ -31,7 +31,7 @@ from byzerllm.engines.hosting import OPTIONS_VARIABLE, host_command
 from byzerllm.errors import InvalidInput
 from byzerllm.spec import unknown
 from byzerllm.wire.base import Task
-from byzerllm.wire.engine import EngineWire, FetchingWire
+from byzerllm.wire.vllm import VllmFetchingWire, VllmWire
 
 if TYPE_CHECKING:
     from byzerllm.spec import DeploymentSpec
@@ -277,9 +277,9 @@ def _media(values: dict[str, Any]) -> str:
     """The wire: with domains or a folder to fetch from, vLLM itself looks at each address. Without domains it would
     take any, so it gets one that nobody has."""
     if not values.keys() & {"allowed_media_domains", "allowed_local_media_path"}:
-        return EngineWire.name
+        return VllmWire.name
     values["allowed_media_domains"] = values.get("allowed_media_domains") or [NO_DOMAIN]
-    return FetchingWire.name
+    return VllmFetchingWire.name
 
 
 def _on_hub(value: Any) -> bool:

@@ -7,15 +7,18 @@ from importlib import import_module
 
 from byzerllm.errors import InvalidInput
 from byzerllm.wire.base import Translator, Wire
-from byzerllm.wire.engine import EngineWire, FetchingWire
+from byzerllm.wire.engine import EngineWire
 from byzerllm.wire.llama_cpp import LlamaCppWire
 from byzerllm.wire.media import MediaFormat
 from byzerllm.wire.openai import OpenAIWire
+from byzerllm.wire.vllm import VllmFetchingWire, VllmWire
 
 WIRES: dict[str, Wire] = {"openai": OpenAIWire()}
 
 # What the servers of engines speak; no vendor's table can name these.
-ENGINE_WIRES: dict[str, EngineWire] = {wire.name: wire for wire in (EngineWire(), FetchingWire(), LlamaCppWire())}
+ENGINE_WIRES: dict[str, EngineWire] = {
+    wire.name: wire for wire in (EngineWire(), LlamaCppWire(), VllmWire(), VllmFetchingWire())
+}
 
 # Format -> module and class, imported when an instance needs it.
 TRANSLATORS: dict[str, tuple[str, str]] = {

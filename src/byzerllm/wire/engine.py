@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from byzerllm.errors import InvalidInput
+from byzerllm.errors import InvalidInput, UpstreamError
 from byzerllm.wire.base import BAD_JSON, Request, Task
 from byzerllm.wire.openai import SURFACES, OpenAIWire
 
@@ -34,14 +34,12 @@ class EngineWire(OpenAIWire):
         check_media(request)
         return super().body(request, model, defaults)
 
-
-class FetchingWire(EngineWire):
-    """Of an engine that was told what it may fetch, and looks at each address itself."""
-
-    name = "engine_fetching"
-
-    def body(self, request: Request, model: str, defaults: Mapping[str, msgspec.Raw]) -> bytes:
-        return OpenAIWire.body(self, request, model, defaults)
+    def error(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
+        """A code that only repeats the status tells a client nothing: it gets the one that our refusals have."""
+        error = super().error(status, headers, body)
+        if status == InvalidInput.default_status == error.vendor_code:
+            error.vendor_code = InvalidInput.code
+        return error
 
 
 def check_media(request: Request) -> None:

@@ -22,6 +22,7 @@ S = TypeVar("S", bound=msgspec.Struct)
 _RENAMED = {"exceed_context_size_error": "context_length_exceeded"}
 _UNREAD = re.compile(r"(\w+) input is not supported")
 _MALFORMED = re.compile(r"Failed to parse (tools|messages): ")
+_TOO_MANY = re.compile(r"Field 'n': Value must be between 1 <= value <= (\d+), but got (\d+)")
 _NO_TOKEN = re.compile(r"_M_range_check: __n \(which is (\d+)\) >= this->size\(\) \(which is (\d+)\)")
 _encode = msgspec.json.encode
 
@@ -56,6 +57,9 @@ def _explained(error: UpstreamError) -> bool:
         error.message = f"The instance reads no {unread[1]}: deploy it with mmproj=FILE, a projector that does."
     elif malformed := _MALFORMED.match(error.message):
         error.param = malformed[1]
+    elif many := _TOO_MANY.search(error.message):
+        more = f"deploy it with --worker_concurrency {many[2]}"
+        error.message, error.param = f"'n' is at most {many[1]}, the slots of a worker: {more}.", "n"
     elif unknown := _NO_TOKEN.search(error.message):
         error.message, error.param = f"There is no token {unknown[1]}: the model has {unknown[2]}.", "tokens"
     else:

@@ -36,7 +36,11 @@ class SenseVoice:
                 f"'language' is {recording.language!r} and must be one of {', '.join(LANGUAGES)}.", param="language"
             )
         if recording.prompt:
-            raise InvalidInput("'prompt' is not supported by this model.", param="prompt")
+            raise InvalidInput(
+                "'prompt' is not supported by this model: it takes no words in advance.",
+                hint="Leave it out; with byzerllm query, leave --query out beside --audio.",
+                param="prompt",
+            )
         if recording.temperature:
             raise InvalidInput("'temperature' can only be 0 with this model.", param="temperature")
         if recording.timestamps or recording.words:
