@@ -76,6 +76,13 @@ def byzer(make_byzer: Callable[..., Byzer]) -> Byzer:
     return make_byzer()
 
 
+@pytest.fixture(scope="module")
+def server(byzer: Byzer) -> Byzer:
+    """That home with its server running; nothing is deployed."""
+    byzer.run("server", "start")
+    return byzer
+
+
 @pytest.fixture
 def fresh_byzer(tmp_path: Path) -> Iterator[Byzer]:
     """A home of this test alone."""

@@ -13,12 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
-@pytest.fixture(scope="module")
-def server(byzer: Byzer) -> Byzer:
-    byzer.run("server", "start")
-    return byzer
-
-
 @pytest.fixture
 def place(server: Byzer, upstream: FakeUpstream) -> Iterator[Callable[..., str]]:
     """Deploys ``m`` on ``upstream`` for this test alone; returns its name."""

@@ -25,12 +25,6 @@ HELLO: Script = [Text("Hel"), Text("lo 世界"), Tokens(7, 3), Finish("stop")]
 SSE = {"content-type": "text/event-stream"}
 
 
-@pytest.fixture(scope="module")
-def server(byzer: Byzer) -> Byzer:
-    byzer.run("server", "start")
-    return byzer
-
-
 @pytest.fixture
 def place(server: Byzer) -> Iterator[Callable[..., str]]:
     """Deploys ``saas/<kind>`` with these ``saas.*`` parameters for this test alone; returns the name."""

@@ -23,12 +23,6 @@ def vendor() -> Iterator[FakeUpstream]:
         yield upstream
 
 
-@pytest.fixture(scope="module")
-def server(byzer: Byzer) -> Byzer:
-    byzer.run("server", "start")
-    return byzer
-
-
 def test_azure(server: Byzer, vendor: FakeUpstream) -> None:
     deploy(server, "azure", vendor, of("saas/azure"), base_url=vendor.url, model="zh-CN-XiaoxiaoNeural", max_retries=0)
     vendor.script(sound_reply(SOUND[:99], 0.05, SOUND[99:], kind="audio/x-wav"))

@@ -16,12 +16,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@pytest.fixture(scope="module")
-def server(byzer: Byzer) -> Byzer:
-    byzer.run("server", "start")
-    return byzer
-
-
 @pytest.fixture
 def vendor(upstream: FakeUpstream) -> FakeUpstream:
     upstream.default = json_reply(ANSWER)
