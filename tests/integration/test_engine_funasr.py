@@ -126,6 +126,12 @@ def test_the_command_hears_a_file(byzer: Byzer, plain: str, tmp_path: Path) -> N
     assert byzer.run("query", "--model", plain, "--audio", tmp_path / "a.wav").stdout == "beep😊\n"
 
 
+def test_the_command_says_what_to_leave_out(byzer: Byzer, plain: str, tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(sound(1))
+    done = byzer.run("query", "--model", plain, "--audio", tmp_path / "a.wav", "--query", "Ann", code=2)
+    assert "leave --query out beside --audio" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [

@@ -175,8 +175,16 @@ def test_a_stop_string_ends_the_text_before_it(byzer: Byzer, chat: str) -> None:
 
 def test_a_prompt_of_more_than_max_model_len_is_refused_with_the_number(byzer: Byzer, chat: str) -> None:
     refused = ask(byzer, chat, messages=[{"role": "user", "content": "hello " * 30000}])
-    assert refused.status == 400
-    assert "28000" in refused.json()["error"]["message"]
+    error = refused.json()["error"]
+    assert (refused.status, error["code"], error["param"]) == (400, "context_length_exceeded", None)
+    assert "28000" in error["message"]
+
+
+def test_a_refusal_names_the_parameters_of_deploy(byzer: Byzer, chat: str) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+    message = ask(byzer, chat, tools=[tool]).json()["error"]["message"]
+    assert "backend.enable_auto_tool_choice and backend.tool_call_parser" in message
+    assert "--" not in message
 
 
 def test_completions_and_tokens(byzer: Byzer, chat: str) -> None:

@@ -98,8 +98,8 @@ def test_an_engine_that_was_told_what_to_fetch_gets_the_address() -> None:
     assert body("vllm_fetching", request(Task.CHAT, messages=message(ADDRESS)))["messages"] == message(ADDRESS)
 
 
-def refusal(wire: str, message: str, status: int = 400, code: Any = 400) -> UpstreamError:
-    body = {"error": {"message": message, "type": "BadRequestError", "param": None, "code": code}}
+def refusal(wire: str, message: str, status: int = 400, code: Any = 400, param: str | None = None) -> UpstreamError:
+    body = {"error": {"message": message, "type": "BadRequestError", "param": param, "code": code}}
     return ENGINE_WIRES[wire].error(status, {}, json.dumps(body).encode())
 
 
@@ -112,11 +112,31 @@ def test_a_code_that_repeats_the_status_becomes_that_of_our_refusals(wire: str) 
     assert (failed.status, failed.vendor_code) == (500, 500)
 
 
-def test_vllms_word_for_a_prompt_that_is_too_long_is_openais() -> None:
-    said = "This model's maximum context length is 8 tokens. However, your prompt contains 9 input tokens"
+@pytest.mark.parametrize(
+    "said",
+    [
+        "This model's maximum context length is 8 tokens. However, your prompt contains 9 input tokens",
+        "Input length (9) exceeds model's maximum context length (8).",
+        "The decoder prompt (length 9) is longer than the maximum model length of 8. Make sure that",
+        "max_tokens=9 cannot be greater than max_model_len=8. Please request fewer output tokens.",
+    ],
+)
+def test_vllms_words_for_what_is_too_long_are_openais(said: str) -> None:
     found = refusal("vllm", said)
     assert (found.vendor_code, found.vendor_type) == ("context_length_exceeded", "invalid_request_error")
     assert refusal("vllm", said, status=500, code=500).vendor_code == 500
+
+
+def test_vllms_param_is_a_field_of_the_request_or_none() -> None:
+    assert refusal("vllm", "maximum context length is 8", param="input_tokens").param is None
+    assert refusal("vllm", "maximum context length is 8", param="input_text").param is None
+    assert refusal("vllm", "max_tokens=9 cannot be greater than max_model_len=8", param="max_tokens").param
+    assert refusal("vllm", "no", param="input_tokens").param == "input_tokens"
+
+
+def test_what_vllm_repeats_of_a_request_stays_as_it_was_sent() -> None:
+    said = "1 validation error:\n  {'msg': 'Input should be a valid list', 'input': 'git commit --amend'}"
+    assert refusal("vllm", said).message == said
 
 
 def test_vllms_flags_are_named_as_they_are_given_here() -> None:

@@ -210,6 +210,8 @@ def test_errors_have_the_names_and_the_status_that_clients_know() -> None:
             r"^'n' is at most 1, the slots of a worker: deploy it with --worker_concurrency 2\.$",
             "n",
         ),
+        ("Field 'n': Value must be between 1 <= value <= 1, but got 0", r"^'n' must be at least 1\.$", "n"),
+        ("Field 'n': Value must be between 1 <= value <= 4, but got -1", r"^'n' must be at least 1\.$", "n"),
         (
             "vector::_M_range_check: __n (which is 999) >= this->size() (which is 512)",
             r"^There is no token 999: the model has 512\.$",

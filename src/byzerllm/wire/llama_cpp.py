@@ -22,7 +22,7 @@ S = TypeVar("S", bound=msgspec.Struct)
 _RENAMED = {"exceed_context_size_error": "context_length_exceeded"}
 _UNREAD = re.compile(r"(\w+) input is not supported")
 _MALFORMED = re.compile(r"Failed to parse (tools|messages): ")
-_TOO_MANY = re.compile(r"Field 'n': Value must be between 1 <= value <= (\d+), but got (\d+)")
+_TOO_MANY = re.compile(r"Field 'n': Value must be between 1 <= value <= (\d+), but got (-?\d+)")
 _NO_TOKEN = re.compile(r"_M_range_check: __n \(which is (\d+)\) >= this->size\(\) \(which is (\d+)\)")
 _encode = msgspec.json.encode
 
@@ -58,13 +58,18 @@ def _explained(error: UpstreamError) -> bool:
     elif malformed := _MALFORMED.match(error.message):
         error.param = malformed[1]
     elif many := _TOO_MANY.search(error.message):
-        more = f"deploy it with --worker_concurrency {many[2]}"
-        error.message, error.param = f"'n' is at most {many[1]}, the slots of a worker: {more}.", "n"
+        error.message, error.param = _choices(int(many[1]), int(many[2])), "n"
     elif unknown := _NO_TOKEN.search(error.message):
         error.message, error.param = f"There is no token {unknown[1]}: the model has {unknown[2]}.", "tokens"
     else:
         return False
     return True
+
+
+def _choices(slots: int, asked: int) -> str:
+    if asked < 1:
+        return "'n' must be at least 1."
+    return f"'n' is at most {slots}, the slots of a worker: deploy it with --worker_concurrency {asked}."
 
 
 # -- requests and answers, read --------------------------------------------------------------------------------------

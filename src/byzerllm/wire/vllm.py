@@ -16,7 +16,9 @@ from byzerllm.wire.engine import EngineWire
 from byzerllm.wire.openai import OpenAIWire
 
 _FLAG = re.compile(r"(?<![\w-])`?--([a-z][a-z0-9-]+)`?")
-_TOO_LONG = "maximum context length is"
+_TOO_LONG = re.compile(r"maximum context length|longer than the maximum model length|greater than max_model_len")
+_NO_FIELDS = ("input_tokens", "input_text")  # names of its own for the prompt, where it is too long
+_REPEATS = re.compile(r"\d+ validation error")  # what follows has the client's own text in it
 
 
 class VllmWire(EngineWire):
@@ -28,9 +30,10 @@ class VllmWire(EngineWire):
         error = super().error(status, headers, body)
         if error.status == ContextExceeded.default_status:
             error.vendor_type = ContextExceeded.kind
-            if _TOO_LONG in error.message:
+            if _TOO_LONG.search(error.message):
                 error.vendor_code = ContextExceeded.code
-        if _FLAG.search(error.message):
+                error.param = None if error.param in _NO_FIELDS else error.param
+        if _FLAG.search(error.message) and not _REPEATS.match(error.message):
             named = _FLAG.sub(lambda flag: f"backend.{flag[1].replace('-', '_')}", error.message)
             error.message = f"{named.rstrip('.')} (parameters of byzerllm deploy)."
         return error
